@@ -1,0 +1,55 @@
+"""Model families: a config.json in, a tape out. One file per family or close group, each with `MODEL_TYPES` and `forward(tape, config)`.
+
+A file is found by the `MODEL_TYPES = (...)` line that names the config's `model_type`; nothing else needs to know that it exists.
+A family never sees a GPU, an engine, a number format or a scenario.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+
+from ..errors import Unknown, nearest
+from ..tape import Tape
+from .config import Config
+
+__all__ = ["Config", "forward_of", "model_types", "walk"]
+
+_DECLARED = re.compile(rb"^MODEL_TYPES = \((.*?)\)$", re.MULTILINE | re.DOTALL)
+
+
+@cache
+def model_types() -> Mapping[str, str]:
+    """Every `model_type` that we know, with the name of the file that describes it. Read from the files' text: none is imported."""
+    found: dict[str, str] = {}
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        declared = _DECLARED.search(path.read_bytes())
+        for name in re.findall(r'"([^"]+)"', declared[1].decode()) if declared else ():
+            if name in found:
+                raise RuntimeError(f"model_type {name!r} stands in {found[name]}.py and in {path.name}")
+            found[name] = path.stem
+    return found
+
+
+def forward_of(model_type: str) -> Callable[[Tape, Config], None]:
+    """The forward pass of `model_type`. Raises Unknown with the nearest families for one that we do not know."""
+    try:
+        module = model_types()[model_type]
+    except KeyError:
+        raise Unknown(
+            f"model_type {model_type[:60]!r} is not one of the {len(model_types())} that vramplan knows{nearest(model_type, model_types())}; "
+            "a plain decoder can be described by hand: --layers --hidden --heads --kv-heads --ffn --vocab, or an inline config of "
+            'model_type "llama"'
+        ) from None
+    forward: Callable[[Tape, Config], None] = import_module(f".{module}", __name__).forward
+    return forward
+
+
+def walk(tape: Tape, raw: Mapping[str, object]) -> Tape:
+    """Run the forward pass that `raw` (a config.json) describes on `tape`, and return the tape."""
+    config = Config(raw)
+    forward_of(config.text("model_type"))(tape, config)
+    return tape

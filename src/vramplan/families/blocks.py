@@ -1,0 +1,108 @@
+"""What many families share: grouped-query attention, gated and plain MLPs, mixtures of experts. Each family's file says how it uses them."""
+
+from __future__ import annotations
+
+from ..ops import activation, add, attention, experts, gated, linear, rms_norm, rope, route
+from ..tape import Dim, Tape, Tensor
+from .config import Config
+
+
+def head_dim(c: Config, heads: int, hidden: Dim) -> Dim:
+    """`head_dim` where the config states it, else hidden / heads."""
+    return c.size("head_dim", int(hidden) // int(heads)) if c.has("head_dim") else Dim(int(hidden) // int(heads), "head_dim")
+
+
+def self_attention(
+    t: Tape,
+    x: Tensor,
+    *,
+    heads: Dim,
+    kv_heads: Dim,
+    head_dim: Dim,
+    bias: bool = False,
+    out_bias: bool = False,
+    qk_norm: bool = False,
+    window: int | None = None,
+    rotary: bool = True,
+    cached: bool = True,
+    names: tuple[str, str, str, str] = ("q_proj", "k_proj", "v_proj", "o_proj"),
+    module: str = "self_attn",
+) -> Tensor:
+    """Grouped-query attention: [b, s, hidden] -> [b, s, hidden]; caches k and v, [kv_heads, head_dim] per token.
+
+    `qk_norm`: RMSNorm over head_dim on q and k (Qwen3, Gemma 3). `bias` is that of q, k and v.
+    """
+    with t.module(module, x, part="attention"):
+        q = linear(t, x, names[0], heads * head_dim, bias=bias)
+        k = linear(t, x, names[1], kv_heads * head_dim, bias=bias)
+        v = linear(t, x, names[2], kv_heads * head_dim, bias=bias)
+        if qk_norm:
+            q, k = rms_norm(t, q, "q_norm", width=head_dim), rms_norm(t, k, "k_norm", width=head_dim)
+        if rotary:
+            q, k = rope(t, q, "q"), rope(t, k, "k")
+        if cached:
+            cache_kv(t, kv_heads, head_dim, window=window)
+        y = attention(t, q, k, v, heads=heads, kv_heads=kv_heads, window=window)
+        return linear(t, y, names[3], x.shape[-1], bias=out_bias)
+
+
+def cache_kv(t: Tape, kv_heads: int, head_dim: int, v_dim: int | None = None, window: int | None = None) -> None:
+    """Note a cache of keys and values, [kv_heads, head_dim] per token each."""
+    t.cache("keys", "k", (kv_heads, head_dim), window=window)
+    t.cache("values", "v", (kv_heads, v_dim or head_dim), window=window)
+
+
+def gated_mlp(
+    t: Tape,
+    x: Tensor,
+    ffn: Dim,
+    *,
+    bias: bool = False,
+    names: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj"),
+    module: str = "mlp",
+) -> Tensor:
+    """SwiGLU and its like: [b, s, hidden] -> [b, s, hidden]."""
+    with t.module(module, x, part="mlp"):
+        return linear(t, gated(t, x, names[0], names[1], ffn, bias=bias), names[2], x.shape[-1], bias=bias)
+
+
+def plain_mlp(
+    t: Tape, x: Tensor, ffn: Dim, *, bias: bool = True, names: tuple[str, str] = ("fc1", "fc2"), module: str = "mlp"
+) -> Tensor:
+    """Two linears with an activation between: [b, s, hidden] -> [b, s, hidden]."""
+    with t.module(module, x, part="mlp"):
+        return linear(t, activation(t, linear(t, x, names[0], ffn, bias=bias)), names[1], x.shape[-1], bias=bias)
+
+
+def moe(
+    t: Tape,
+    x: Tensor,
+    *,
+    ffn: Dim,
+    n_experts: Dim,
+    top_k: int,
+    shared_ffn: Dim | None = None,
+    shared_gate: bool = False,
+    router: str = "gate",
+    up: tuple[str, ...] = ("experts.{e}.gate_proj.weight", "experts.{e}.up_proj.weight"),
+    down: str = "experts.{e}.down_proj.weight",
+    shared: str = "shared_experts",
+    correction: str | None = None,
+    module: str = "mlp",
+) -> Tensor:
+    """Routed experts, and shared ones beside them: [b, s, hidden] -> [b, s, hidden].
+
+    `shared_ffn` is the width of all shared experts together, `shared_gate` Qwen's sigmoid gate on them, `correction` the name of a
+    per-expert routing bias that is a buffer (DeepSeek-V3's e_score_correction_bias, fp32).
+    """
+    with t.module(module, x, part="experts"):
+        probabilities = route(t, x, router, n_experts)
+        if correction:
+            t.weight(correction, (n_experts,), "buffer", dtype="fp32")
+        y = experts(t, x, probabilities, ffn=ffn, n_experts=n_experts, top_k=top_k, up=up, down=down)
+        if shared_ffn:
+            s = gated_mlp(t, x, shared_ffn, module=shared)
+            if shared_gate:
+                linear(t, x, f"{shared}_gate", 1)
+            y = add(t, y, s, "shared")
+        return y

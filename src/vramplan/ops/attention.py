@@ -1,0 +1,47 @@
+"""Softmax attention of queries over keys and values."""
+
+from __future__ import annotations
+
+from ..tape import Dim, Tape, Tensor, numel
+
+
+def attention(
+    t: Tape,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    heads: int,
+    kv_heads: int,
+    window: int | None = None,
+    past: bool = True,
+    name: str = "attention",
+) -> Tensor:
+    """softmax(q kᵀ) v: q [b, s, heads·d], k [b, s, kv_heads·d], v [b, s, kv_heads·dv] -> [b, s, heads·dv].
+
+    Keys are those of this pass and, with `past`, of the cache before it; `window` caps how many of them a token sees (FLOPs only: kernels
+    hold no scores, `eager` computes them all). FLOPs: 2 · b · heads · s · keys · (d + dv), the causal half not taken off, as in torch
+    `utils/flop_counter.py`. `flash` and `sdpa` (which takes flash or efficient attention for half precision) keep q, k, v, the output and
+    the log-sum-exp [b, heads, s] in fp32 (Dao 2023, arXiv:2307.08691). `eager` (transformers' eager_attention_forward) repeats k and v to
+    all heads, then makes scores, scaled and masked scores, their softmax in fp32 and its cast, each [b, heads, s, keys].
+    """
+    b, s = q.shape[0], q.shape[1]
+    own = k.shape[1]
+    keys = Dim(own + t.past, "keys") if past and t.past else own
+    d, dv = q.shape[2] // heads, v.shape[2] // kv_heads
+    seen = min(keys, window) if window else keys
+    flops = 2 * int(b) * int(heads) * int(s) * int(seen) * (int(d) + int(dv))
+    out = (b, s, Dim(heads) * dv if not isinstance(heads, Dim) else heads * dv)
+    if t.kernels.attention != "eager":
+        lse = t.tensor(f"{name}.lse", (b, heads, s), itemsize=4)
+        return t.op(name, (q, k, v), out, flops=flops, saves=(q, k, v, lse), saves_out=True, extra=(lse,))
+    if kv_heads != heads:
+        k = t.op(f"{name}.repeat_k", (k,), (b, keys, heads, d))
+        v = t.op(f"{name}.repeat_v", (v,), (b, keys, heads, dv))
+    square = (b, heads, s, keys)
+    scores = t.op(f"{name}.scores", (q, k), square, flops=2 * numel(square) * int(d), saves=(q, k))
+    scaled = t.op(f"{name}.scaled", (scores,), square)
+    masked = t.op(f"{name}.masked", (scaled,), square)
+    softmax = t.op(f"{name}.softmax", (masked,), square, itemsize=4, saves_out=True)
+    cast = t.op(f"{name}.cast", (softmax,), square)
+    return t.op(name, (cast, v), out, flops=2 * numel(square) * int(dv), saves=(cast, v))

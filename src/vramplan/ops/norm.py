@@ -1,0 +1,35 @@
+"""Normalisations over the last dimension."""
+
+from __future__ import annotations
+
+from ..tape import Dim, Tape, Tensor
+
+
+def rms_norm(t: Tape, x: Tensor, name: str, *, weight: bool = True, width: int = 0) -> Tensor:
+    """x / rms(x) · w: [..., width] -> [..., width].
+
+    `upcast`, as transformers' own LlamaRMSNorm: x goes to fp32, which backward keeps, with the reciprocal root [..., 1] in fp32 and the
+    normed x in the model's dtype (transformers 5.23 `models/llama/modeling_llama.py`). `fused` keeps x and the reciprocal root
+    (`aten::_fused_rms_norm`, pytorch `derivatives.yaml`). `width` is that of the weight where it is not x's last dimension.
+    """
+    weights = (t.weight(f"{name}.weight", (width or x.shape[-1],), "norm"),) if weight else ()
+    rstd_shape = (*x.shape[:-1], Dim(1))
+    if t.kernels.norm == "fused":
+        rstd = t.tensor(f"{name}.rstd", rstd_shape, itemsize=4)
+        return t.op(name, (x,), x.shape, weights=weights, saves=(x, rstd), extra=(rstd,))
+    upcast = t.op(f"{name}.float", (x,), x.shape, itemsize=4)
+    rstd = t.op(f"{name}.rstd", (upcast,), rstd_shape, itemsize=4)
+    normed = t.op(f"{name}.normed", (upcast, rstd), x.shape, itemsize=4, saves=(upcast, rstd))
+    cast = t.op(f"{name}.cast", (normed,), x.shape)
+    return t.op(name, (cast,), x.shape, weights=weights, saves=(cast,)) if weight else cast
+
+
+def layer_norm(t: Tape, x: Tensor, name: str, *, bias: bool = True, weight: bool = True) -> Tensor:
+    """(x − mean) / std · w + b: [..., width] -> [..., width]. Backward keeps x, mean and reciprocal deviation (fp32, [..., 1]).
+
+    Source: `aten::native_layer_norm`, pytorch `derivatives.yaml`.
+    """
+    names = [f"{name}.weight"] * weight + [f"{name}.bias"] * bias
+    weights = tuple(t.weight(n, (x.shape[-1],), "norm") for n in names)
+    stats = t.tensor(f"{name}.stats", (*x.shape[:-1], Dim(2)), itemsize=4)
+    return t.op(name, (x,), x.shape, weights=weights, saves=(x, stats), extra=(stats,))

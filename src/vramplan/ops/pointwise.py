@@ -1,0 +1,51 @@
+"""Element-wise ops and rotary embeddings."""
+
+from __future__ import annotations
+
+from ..tape import Tape, Tensor
+from .linear import linear
+
+
+def add(t: Tape, a: Tensor, b: Tensor, name: str = "residual") -> Tensor:
+    """a + b, same shapes. Backward keeps nothing."""
+    return t.op(name, (a, b), a.shape)
+
+
+def multiply(t: Tape, a: Tensor, b: Tensor, name: str = "multiply") -> Tensor:
+    """a · b, same shapes. Backward keeps both."""
+    return t.op(name, (a, b), a.shape, saves=(a, b))
+
+
+def activation(t: Tape, x: Tensor, name: str = "act_fn") -> Tensor:
+    """gelu, silu, relu², tanh …: same shape. Backward keeps x (relu its output, of the same size)."""
+    return t.op(name, (x,), x.shape, saves=(x,))
+
+
+def gated(t: Tape, x: Tensor, gate: str, up: str, ffn: int, *, bias: bool = False) -> Tensor:
+    """act(x Wgᵀ) · (x Wuᵀ): [..., hidden] -> [..., ffn].
+
+    `eager` (transformers' LlamaMLP): gate, act(gate) and up are tensors of their own, all kept for backward. `merged` (vLLM's
+    MergedColumnParallelLinear and SiluAndMul): one tensor [..., 2·ffn] and the product; the checkpoint's two weights stay two.
+    """
+    if t.kernels.mlp == "eager":
+        gated_x = activation(t, linear(t, x, gate, ffn, bias=bias))
+        return multiply(t, gated_x, linear(t, x, up, ffn, bias=bias), "gated")
+    weights = tuple(t.weight(f"{name}.weight", (ffn, x.shape[-1]), "linear") for name in (gate, up))
+    if bias:
+        weights += tuple(t.weight(f"{name}.bias", (ffn,), "linear") for name in (gate, up))
+    rows = x.nbytes // x.itemsize
+    both = t.op("gate_up", (x,), (*x.shape[:-1], 2 * ffn), weights=weights, flops=4 * rows * int(ffn), saves=(x,))
+    return t.op("act_and_mul", (both,), (*x.shape[:-1], ffn), saves=(both,))
+
+
+def rope(t: Tape, x: Tensor, name: str) -> Tensor:
+    """Rotary position embedding: same shape. `eager` (transformers' apply_rotary_pos_emb): x·cos + rotate_half(x)·sin, four tensors.
+
+    Backward keeps only cos and sin, which all layers share. `inplace`: the serving engines' kernels write over x.
+    """
+    if t.kernels.rope == "inplace":
+        return x
+    cos = t.op(f"{name}.cos", (x,), x.shape)
+    half = t.op(f"{name}.rotate_half", (x,), x.shape)
+    sin = t.op(f"{name}.sin", (half,), x.shape)
+    return t.op(f"{name}.rope", (cos, sin), x.shape)

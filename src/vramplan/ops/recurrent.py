@@ -1,0 +1,48 @@
+"""Layers that keep a state of fixed size per sequence: causal convolutions, selective scans (Mamba), gated delta rules."""
+
+from __future__ import annotations
+
+from ..tape import Tape, Tensor
+
+
+def causal_conv(t: Tape, x: Tensor, name: str, kernel: int, *, bias: bool, state_dtype: str | None = None, state: bool = True) -> Tensor:
+    """Depthwise causal convolution: [b, s, width] -> [b, s, width], weight [width, 1, kernel], state [width, kernel] per sequence.
+
+    transformers' caches keep `kernel` columns (5.23 `cache_utils.py`), vLLM and llama.cpp `kernel − 1`: the engine decides, the tape
+    notes `kernel − 1`, what the next step needs. Source: `causal_conv1d_fn`, Gu & Dao 2023 (arXiv:2312.00752) section 3.4.
+    """
+    width = x.shape[-1]
+    weights = [t.weight(f"{name}.weight", (width, 1, kernel), "conv")]
+    if bias:
+        weights.append(t.weight(f"{name}.bias", (width,), "conv"))
+    if state:
+        t.cache("conv state", "state", (width, kernel - 1), per="sequence", dtype=state_dtype)
+    return t.op(name, (x,), x.shape, weights=tuple(weights), flops=2 * (x.nbytes // x.itemsize) * int(kernel), saves=(x,))
+
+
+def selective_scan(
+    t: Tape, reads: tuple[Tensor, ...], shape: tuple[int, ...], state: tuple[int, ...], *, state_dtype: str | None, name: str = "scan"
+) -> Tensor:
+    """h ← Ā h + B̄ x, y = C h: writes [b, s, width]; the state `[heads, head_dim, d_state]` (Mamba-1: `[width, d_state]`) per sequence.
+
+    FLOPs: about 6 per state element and token (decay, input, output: Dao & Gu 2024, arXiv:2405.21060, section 6).
+    """
+    t.cache("ssm state", "state", state, per="sequence", dtype=state_dtype)
+    elements = 1
+    for size in state:
+        elements *= int(size)
+    return t.op(name, reads, shape, flops=6 * elements * int(shape[0]) * int(shape[1]), saves=reads, saves_out=False)
+
+
+def gated_delta_rule(
+    t: Tape, reads: tuple[Tensor, ...], shape: tuple[int, ...], state: tuple[int, ...], *, state_dtype: str | None
+) -> Tensor:
+    """S ← S(α − β k kᵀ) + β v kᵀ, y = S q: writes [b, s, heads·dv]; the state `[heads, dk, dv]` per sequence.
+
+    FLOPs: about 8 per state element and token. Source: Yang et al. 2024 (arXiv:2412.06464), equation 10.
+    """
+    t.cache("delta state", "state", state, per="sequence", dtype=state_dtype)
+    elements = 1
+    for size in state:
+        elements *= int(size)
+    return t.op("delta_rule", reads, shape, flops=8 * elements * int(shape[0]) * int(shape[1]), saves=reads)

@@ -1,0 +1,334 @@
+"""The tape: a model's forward pass run on shapes only, remembering every weight, cache and tensor.
+
+Nothing is computed. A family (families/) walks its layers once per *kind* of layer and calls ops (ops/); each op notes what it
+reads and writes, which tensors its backward pass would need (`saved`), its FLOPs and its weights. All memory questions are sums and
+sweeps over these lists. The tape knows no number formats (formats/), no engines and no GPUs: a weight has a shape, not a size in bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+class Dim(int):
+    """A size that remembers its name, so that a formula can be printed: products, sums and quotients of Dims carry labels.
+
+    >>> heads, head_dim = Dim(32, "heads"), Dim(128, "head_dim")
+    >>> (heads * head_dim, (heads * head_dim).label)
+    (4096, 'heads·head_dim')
+    """
+
+    label: str
+
+    def __new__(cls, value: int, label: str = "") -> Dim:
+        self = super().__new__(cls, value)
+        self.label = label or str(int(value))
+        return self
+
+    def __mul__(self, other: int) -> Dim:
+        return Dim(int.__mul__(self, other), f"{self.label}·{_label(other)}")
+
+    def __rmul__(self, other: int) -> Dim:
+        return Dim(int.__mul__(self, other), f"{other}·{self.label}")
+
+    def __add__(self, other: int) -> Dim:
+        return Dim(int.__add__(self, other), f"({self.label} + {_label(other)})")
+
+    def __radd__(self, other: int) -> Dim:
+        return self if other == 0 else Dim(int.__add__(self, other), f"({other} + {self.label})")
+
+    def __floordiv__(self, other: int) -> Dim:
+        return self if other == 1 else Dim(int.__floordiv__(self, other), f"{self.label}/{_label(other)}")
+
+
+def _label(size: int) -> str:
+    return size.label if isinstance(size, Dim) else str(size)
+
+
+def numel(shape: Iterable[int]) -> int:
+    """Elements of a tensor of `shape`: a plain int, whatever labels the sizes carry."""
+    n = 1
+    for size in shape:
+        n = int.__mul__(n, size)
+    return n
+
+
+def shape_label(shape: Iterable[int]) -> str:
+    """`"[heads·head_dim=4096 · hidden=4096]"`: a shape with names and values."""
+    parts = (f"{d.label}={int(d)}" if isinstance(d, Dim) and not d.label.isdigit() else str(int(d)) for d in shape)
+    return f"[{' · '.join(parts)}]"
+
+
+Kind = Literal["embed", "head", "linear", "experts", "router", "norm", "conv", "buffer"]
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class Weight:
+    """A stored weight, or the same one in several layers and experts.
+
+    `name` is its name in the checkpoint, `{i}` standing for the layer and `{e}` for the expert; `shape` is that of one matrix,
+    `(out, in)`, or `(n,)`; `kind` says what quantisation schemes ask: an nn.Linear (`linear`, `router`, `head`), an expert's matrix, an
+    embedding, a convolution, anything 1-D or special (`norm`), or a persistent buffer (loaded, but no parameter). A `tied` embedding is the
+    head's matrix too. `copies` experts hold it, of which a token reads `active`.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    kind: Kind
+    part: str
+    layers: tuple[int, ...] | None = None
+    copies: int = 1
+    active: int = 1
+    dtype: str | None = None
+    tower: str | None = None
+    tied: bool = False
+
+    @property
+    def repeats(self) -> int:
+        """In how many layers it stands."""
+        return 1 if self.layers is None else len(self.layers)
+
+    @property
+    def numel(self) -> int:
+        """Elements in all layers and experts."""
+        return numel(self.shape) * self.copies * self.repeats
+
+    @property
+    def active_numel(self) -> int:
+        """Elements that one token's forward pass reads."""
+        return numel(self.shape) * self.active * self.repeats
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class Cache:
+    """What a layer keeps between steps: `shape` per token (`per="token"`) or per sequence; `window` caps the tokens kept.
+
+    `side` is `k` or `v` for attention's cache (MLA's latent is a `k` without `v`), `state` for recurrent state, whose `dtype` is its own.
+    """
+
+    name: str
+    side: Literal["k", "v", "state"]
+    shape: tuple[int, ...]
+    layers: tuple[int, ...]
+    per: Literal["token", "sequence"] = "token"
+    window: int | None = None
+    stride: int = 1
+    dtype: str | None = None
+    tower: str | None = None
+
+    def elements(self, tokens: int) -> int:
+        """Elements that one sequence of `tokens` tokens keeps, in all its layers."""
+        if self.per == "sequence":
+            return numel(self.shape) * len(self.layers)
+        kept = min(tokens, self.window) if self.window is not None else tokens
+        return numel(self.shape) * (kept // self.stride) * len(self.layers)
+
+
+@dataclass(slots=True, eq=False)
+class Tensor:
+    """An activation: `itemsize` bytes per element, alive from op `born` to op `last`; a view shares the storage of `base`."""
+
+    name: str
+    shape: tuple[int, ...]
+    itemsize: int
+    born: int
+    last: int
+    base: Tensor | None = None
+    saved: bool = False
+    tower: str | None = None
+
+    @property
+    def nbytes(self) -> int:
+        return numel(self.shape) * self.itemsize
+
+    @property
+    def storage(self) -> Tensor:
+        return self if self.base is None else self.base
+
+
+@dataclass(slots=True, eq=False)
+class Op:
+    """One step: what it reads and writes, the weights it reads, its FLOPs (for one layer), in how many layers it runs."""
+
+    name: str
+    reads: tuple[Tensor, ...]
+    writes: tuple[Tensor, ...]
+    weights: tuple[Weight, ...]
+    flops: int
+    repeats: int
+    tower: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kernels:
+    """Which variant of an op runs: given once per engine, and by the user's `attention`.
+
+    `norm`: `upcast` (transformers' own RMSNorm goes through fp32) or `fused`; `mlp`: `eager` (gate, activation, product each a tensor)
+    or `merged` (one gate-and-up projection, one fused activation); `rope`: `eager` or `inplace`; `logits`: of the last token or of all.
+    """
+
+    attention: Literal["eager", "sdpa", "flash"] = "sdpa"
+    norm: Literal["upcast", "fused"] = "upcast"
+    mlp: Literal["eager", "merged"] = "eager"
+    rope: Literal["eager", "inplace"] = "eager"
+    logits: Literal["last", "all"] = "last"
+
+
+@dataclass(slots=True)
+class Tape:
+    """A forward pass of `sequences` × `tokens` new tokens, each sequence with `past` tokens in its cache."""
+
+    sequences: Dim
+    tokens: Dim
+    past: int = 0
+    itemsize: int = 2
+    kernels: Kernels = field(default_factory=Kernels)
+    weights: list[Weight] = field(default_factory=list)
+    caches: list[Cache] = field(default_factory=list)
+    tensors: list[Tensor] = field(default_factory=list)
+    ops: list[Op] = field(default_factory=list)
+    prefix: str = ""
+    part: str = "other"
+    repeated: tuple[int, ...] | None = None
+    in_tower: str | None = None
+
+    # ---- where we are -----------------------------------------------------------------
+    @contextmanager
+    def module(self, name: str, *held: Tensor, part: str | None = None) -> Iterator[None]:
+        """Inside the module `name`: weights get its name; `held` tensors (its arguments) live until it returns."""
+        before = self.prefix, self.part
+        self.prefix = f"{self.prefix}{name}." if name else self.prefix
+        self.part = part or self.part
+        yield
+        self.prefix, self.part = before
+        for tensor in held:
+            tensor.storage.last = max(tensor.storage.last, len(self.ops) - 1)
+
+    @contextmanager
+    def layers(self, name: str, indices: Sequence[int]) -> Iterator[None]:
+        """Inside the layers `indices` of the list `name`, which are all alike: walked once, counted `len(indices)` times."""
+        before = self.repeated
+        self.repeated = tuple(indices)
+        with self.module(f"{name}.{{i}}"):
+            yield
+        self.repeated = before
+
+    @contextmanager
+    def tower(self, name: str) -> Iterator[None]:
+        """Inside a tower for another modality: its weights count, its activations only when that modality is used."""
+        before, part = self.in_tower, self.part
+        self.in_tower, self.part = name, f"{name} tower"
+        yield
+        self.in_tower, self.part = before, part
+
+    # ---- what ops note ------------------------------------------------------------------
+    def weight(
+        self, name: str, shape: tuple[int, ...], kind: Kind, *, copies: int = 1, active: int = 1, dtype: str | None = None
+    ) -> Weight:
+        """Note a stored weight of the current module."""
+        weight = Weight(
+            name=self.prefix + name,
+            shape=shape,
+            kind=kind,
+            part=self.part,
+            layers=self.repeated,
+            copies=copies,
+            active=active,
+            dtype=dtype,
+            tower=self.in_tower,
+        )
+        self.weights.append(weight)
+        return weight
+
+    def tensor(self, name: str, shape: tuple[int, ...], itemsize: int = 0) -> Tensor:
+        """A new activation, written by the op that is noted next."""
+        here = len(self.ops)
+        tensor = Tensor(name, shape, itemsize or self.itemsize, here, here, None, False, self.in_tower)
+        self.tensors.append(tensor)
+        return tensor
+
+    def view(self, x: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """Another shape of (a part of) `x`, on the same storage."""
+        return Tensor(x.name, shape, x.itemsize, x.born, x.last, x.storage, False, self.in_tower)
+
+    def op(
+        self,
+        name: str,
+        reads: tuple[Tensor, ...],
+        shape: tuple[int, ...],
+        *,
+        itemsize: int = 0,
+        weights: tuple[Weight, ...] = (),
+        flops: int = 0,
+        saves: tuple[Tensor, ...] = (),
+        saves_out: bool = False,
+        extra: tuple[Tensor, ...] = (),
+    ) -> Tensor:
+        """Note an op that writes one tensor of `shape` (and `extra`), and return it; `saves` are kept for backward."""
+        out = self.tensor(self.prefix + name, shape, itemsize)
+        out.saved = saves_out
+        here = len(self.ops)
+        for tensor in reads:
+            tensor.storage.last = here
+        for tensor in saves:
+            tensor.storage.saved = True
+        repeats = 1 if self.repeated is None else len(self.repeated)
+        self.ops.append(Op(self.prefix + name, reads, (out, *extra), weights, flops, repeats, self.in_tower))
+        return out
+
+    def cache(
+        self,
+        name: str,
+        side: Literal["k", "v", "state"],
+        shape: tuple[int, ...],
+        *,
+        per: Literal["token", "sequence"] = "token",
+        window: int | None = None,
+        stride: int = 1,
+        dtype: str | None = None,
+    ) -> None:
+        """Note what the current layers keep between steps, per token or per sequence."""
+        layers = self.repeated if self.repeated is not None else (0,)
+        cache = Cache(
+            name=name, side=side, shape=shape, layers=layers, per=per, window=window, stride=stride, dtype=dtype, tower=self.in_tower
+        )
+        self.caches.append(cache)
+
+    # ---- what is derived ------------------------------------------------------------------
+    @property
+    def parameters(self) -> int:
+        """Unique parameters: what transformers counts on the meta device. Buffers are no parameters."""
+        return sum(w.numel for w in self.weights if w.kind != "buffer")
+
+    @property
+    def active_parameters(self) -> int:
+        """Parameters that one token's forward pass uses: of the experts only the routed ones."""
+        return sum(w.active_numel for w in self.weights if w.kind != "buffer")
+
+    @property
+    def flops(self) -> int:
+        """FLOPs of this pass (2 per multiply-add), towers left out."""
+        return sum(op.flops * op.repeats for op in self.ops if op.tower is None)
+
+    @property
+    def saved_bytes(self) -> int:
+        """Bytes of activations that one layer of each kind keeps for the backward pass."""
+        return sum(t.nbytes for t in self.tensors if t.saved and t.tower is None)
+
+    def peak(self) -> tuple[int, str]:
+        """Most bytes of activations alive at once in a forward pass that keeps nothing, and the op where that is."""
+        changes = [0] * (len(self.ops) + 1)
+        for tensor in self.tensors:
+            if tensor.tower is None:
+                nbytes = tensor.nbytes
+                changes[tensor.born] += nbytes
+                changes[tensor.last + 1] -= nbytes
+        best, where, alive = 0, "", 0
+        for op, change in zip(self.ops, changes, strict=False):
+            alive += change
+            if alive > best:
+                best, where = alive, op.name
+        return best, where
