@@ -167,7 +167,8 @@ class Kernels:
     """Which variant of an op runs: given once per engine, and by the user's `attention`.
 
     `norm`: `upcast` (transformers' own RMSNorm goes through fp32) or `fused`; `mlp`: `eager` (gate, activation, product each a tensor)
-    or `merged` (one gate-and-up projection, one fused activation); `rope`: `eager` or `inplace`; `logits`: of the last token or of all.
+    or `merged` (one gate-and-up projection, one fused activation); `rope`: `eager` or `inplace`; `logits`: of the last token or of all;
+    `frames`: Python's frames hold a module's arguments until it returns, or (compiled, or written with care) each tensor dies at its last use.
     """
 
     attention: Literal["eager", "sdpa", "flash"] = "sdpa"
@@ -175,6 +176,7 @@ class Kernels:
     mlp: Literal["eager", "merged"] = "eager"
     rope: Literal["eager", "inplace"] = "eager"
     logits: Literal["last", "all"] = "last"
+    frames: Literal["held", "freed"] = "held"
 
 
 @dataclass(slots=True)
@@ -193,26 +195,35 @@ class Tape:
     prefix: str = ""
     part: str = "other"
     repeated: tuple[int, ...] | None = None
+    frames: list[list[Tensor]] = field(default_factory=lambda: [[]])
     in_tower: str | None = None
 
     # ---- where we are -----------------------------------------------------------------
     @contextmanager
-    def module(self, name: str, *held: Tensor, part: str | None = None) -> Iterator[None]:
-        """Inside the module `name`: weights get its name; `held` tensors (its arguments) live until it returns."""
+    def module(self, name: str, *arguments: Tensor, part: str | None = None) -> Iterator[None]:
+        """Inside the module `name`: weights get its name, and its frame holds its `arguments` until it returns."""
         before = self.prefix, self.part
         self.prefix = f"{self.prefix}{name}." if name else self.prefix
         self.part = part or self.part
+        self.frames.append([*arguments])
         yield
         self.prefix, self.part = before
-        for tensor in held:
-            tensor.storage.last = max(tensor.storage.last, len(self.ops) - 1)
+        held = self.frames.pop()
+        if self.kernels.frames == "held":
+            for tensor in held:
+                tensor.storage.last = len(self.ops) - 1
+
+    def hold(self, x: Tensor) -> Tensor:
+        """Keep `x` until the current module returns: a local variable of its forward still names it."""
+        self.frames[-1].append(x)
+        return x
 
     @contextmanager
-    def layers(self, name: str, indices: Sequence[int]) -> Iterator[None]:
-        """Inside the layers `indices` of the list `name`, which are all alike: walked once, counted `len(indices)` times."""
+    def layers(self, name: str, indices: Sequence[int], x: Tensor) -> Iterator[None]:
+        """Inside the layers `indices` of the list `name`, all alike, the first of them fed with `x`: walked once, counted `len(indices)` times."""
         before = self.repeated
         self.repeated = tuple(indices)
-        with self.module(f"{name}.{{i}}"):
+        with self.module(f"{name}.{{i}}", x):
             yield
         self.repeated = before
 
@@ -327,7 +338,7 @@ class Tape:
                 changes[tensor.born] += nbytes
                 changes[tensor.last + 1] -= nbytes
         best, where, alive = 0, "", 0
-        for op, change in zip(self.ops, changes, strict=False):
+        for op, change in zip(self.ops, changes, strict=False):  # the last change is after the last op
             alive += change
             if alive > best:
                 best, where = alive, op.name

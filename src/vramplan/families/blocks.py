@@ -1,4 +1,4 @@
-"""What many families share: grouped-query attention, gated and plain MLPs, mixtures of experts. Each family's file says how it uses them."""
+"""What many families share: grouped-query attention, gated and plain MLPs, mixtures of experts. A family's file says how it uses them."""
 
 from __future__ import annotations
 
@@ -66,9 +66,7 @@ def gated_mlp(
         return linear(t, gated(t, x, names[0], names[1], ffn, bias=bias), names[2], x.shape[-1], bias=bias)
 
 
-def plain_mlp(
-    t: Tape, x: Tensor, ffn: Dim, *, bias: bool = True, names: tuple[str, str] = ("fc1", "fc2"), module: str = "mlp"
-) -> Tensor:
+def plain_mlp(t: Tape, x: Tensor, ffn: Dim, *, bias: bool = True, names: tuple[str, str] = ("fc1", "fc2"), module: str = "mlp") -> Tensor:
     """Two linears with an activation between: [b, s, hidden] -> [b, s, hidden]."""
     with t.module(module, x, part="mlp"):
         return linear(t, activation(t, linear(t, x, names[0], ffn, bias=bias)), names[1], x.shape[-1], bias=bias)

@@ -6,13 +6,14 @@ from ..tape import Dim, Kind, Tape, Tensor, Weight, numel
 
 
 def embed(t: Tape, name: str, vocab: int, width: int, ids: Tensor | None = None) -> tuple[Tensor, Weight]:
-    """Look up token embeddings: ids [b, s] int64 -> [b, s, width]; the weight is [vocab, width]. Backward keeps the ids.
+    """Look up token embeddings: ids [b, s] int64 -> [b, s, width]; the weight is [vocab, width]. Backward keeps the ids; the model's forward holds its `inputs_embeds`.
 
     Source: `aten::embedding` and `embedding_dense_backward` (pytorch `native_functions.yaml`, `derivatives.yaml`).
     """
     weight = t.weight(f"{name}.weight", (vocab, width), "embed", active=1)
     ids = ids or t.tensor(f"{name}.ids", (t.sequences, t.tokens), itemsize=8)
-    return t.op(name, (ids,), (*ids.shape, width), weights=(weight,), saves=(ids,)), weight
+    x = t.op(name, (ids,), (*ids.shape, width), weights=(weight,), saves=(ids,))
+    return t.hold(x), weight
 
 
 def linear(
