@@ -129,16 +129,20 @@ class Cache:
 
 @dataclass(slots=True, eq=False)
 class Tensor:
-    """An activation: `itemsize` bytes per element, alive from op `born` to op `last`; a view shares the storage of `base`."""
+    """An activation: `itemsize` bytes per element, alive from op `born` to op `last`, in each of `repeats` layers.
+
+    A view shares the storage of `base`; `saved` says that the backward pass needs it.
+    """
 
     name: str
     shape: tuple[int, ...]
     itemsize: int
     born: int
     last: int
+    repeats: int = 1
+    tower: str | None = None
     base: Tensor | None = None
     saved: bool = False
-    tower: str | None = None
 
     @property
     def nbytes(self) -> int:
@@ -168,7 +172,7 @@ class Kernels:
 
     `norm`: `upcast` (transformers' own RMSNorm goes through fp32) or `fused`; `mlp`: `eager` (gate, activation, product each a tensor)
     or `merged` (one gate-and-up projection, one fused activation); `rope`: `eager` or `inplace`; `logits`: of the last token or of all;
-    `frames`: Python's frames hold a module's arguments until it returns, or (compiled, or written with care) each tensor dies at its last use.
+    `frames`: Python's frames hold a module's arguments until it returns, or each tensor is freed at its last use.
     """
 
     attention: Literal["eager", "sdpa", "flash"] = "sdpa"
@@ -219,12 +223,15 @@ class Tape:
         return x
 
     @contextmanager
-    def layers(self, name: str, indices: Sequence[int], x: Tensor) -> Iterator[None]:
-        """Inside the layers `indices` of the list `name`, all alike, the first of them fed with `x`: walked once, counted `len(indices)` times."""
+    def layers(self, name: str, indices: Sequence[int], x: Tensor) -> Iterator[Tensor]:
+        """Inside the layers `indices` of the list `name`: walked once, counted `len(indices)` times. Yields their input.
+
+        Where there are several, that is not `x`, the first one's input, but a tensor like it: the output of a layer before.
+        """
         before = self.repeated
         self.repeated = tuple(indices)
-        with self.module(f"{name}.{{i}}", x):
-            yield
+        with self.module(f"{name}.{{i}}"):
+            yield self.hold(x if len(indices) == 1 else self.tensor(f"{name}.input", x.shape, x.itemsize))
         self.repeated = before
 
     @contextmanager
@@ -234,6 +241,11 @@ class Tape:
         self.in_tower, self.part = name, f"{name} tower"
         yield
         self.in_tower, self.part = before, part
+
+    @property
+    def repeats(self) -> int:
+        """How many layers the current walk stands for."""
+        return 1 if self.repeated is None else len(self.repeated)
 
     # ---- what ops note ------------------------------------------------------------------
     def weight(
@@ -257,13 +269,13 @@ class Tape:
     def tensor(self, name: str, shape: tuple[int, ...], itemsize: int = 0) -> Tensor:
         """A new activation, written by the op that is noted next."""
         here = len(self.ops)
-        tensor = Tensor(name, shape, itemsize or self.itemsize, here, here, None, False, self.in_tower)
+        tensor = Tensor(name, shape, itemsize or self.itemsize, here, here, self.repeats, self.in_tower)
         self.tensors.append(tensor)
         return tensor
 
     def view(self, x: Tensor, shape: tuple[int, ...]) -> Tensor:
         """Another shape of (a part of) `x`, on the same storage."""
-        return Tensor(x.name, shape, x.itemsize, x.born, x.last, x.storage, False, self.in_tower)
+        return Tensor(x.name, shape, x.itemsize, x.born, x.last, base=x.storage)
 
     def op(
         self,
@@ -286,8 +298,7 @@ class Tape:
             tensor.storage.last = here
         for tensor in saves:
             tensor.storage.saved = True
-        repeats = 1 if self.repeated is None else len(self.repeated)
-        self.ops.append(Op(self.prefix + name, reads, (out, *extra), weights, flops, repeats, self.in_tower))
+        self.ops.append(Op(self.prefix + name, reads, (out, *extra), weights, flops, self.repeats, self.in_tower))
         return out
 
     def cache(
@@ -326,8 +337,8 @@ class Tape:
 
     @property
     def saved_bytes(self) -> int:
-        """Bytes of activations that one layer of each kind keeps for the backward pass."""
-        return sum(t.nbytes for t in self.tensors if t.saved and t.tower is None)
+        """Bytes of activations that all layers keep for the backward pass."""
+        return sum(t.nbytes * t.repeats for t in self.tensors if t.saved and t.tower is None)
 
     def peak(self) -> tuple[int, str]:
         """Most bytes of activations alive at once in a forward pass that keeps nothing, and the op where that is."""

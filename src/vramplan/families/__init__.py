@@ -40,8 +40,8 @@ def forward_of(model_type: str) -> Callable[[Tape, Config], None]:
         module = model_types()[model_type]
     except KeyError:
         raise Unknown(
-            f"model_type {model_type[:60]!r} is none of the {len(model_types())} known{nearest(model_type, model_types())}; a plain decoder "
-            'can be described by hand: --layers --hidden --heads --kv-heads --ffn --vocab, or an inline config of model_type "llama"'
+            f"model_type {model_type[:60]!r} is none of the {len(model_types())} known{nearest(model_type, model_types())}; a plain "
+            'decoder can be described by hand: --layers --hidden --heads --kv-heads --ffn --vocab, or an inline config of type "llama"'
         ) from None
     forward: Callable[[Tape, Config], None] = import_module(f".{module}", __name__).forward
     return forward

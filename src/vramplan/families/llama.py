@@ -24,7 +24,7 @@ def forward(t: Tape, c: Config) -> None:
     with t.module("model"):
         x, tokens = embed(t, "embed_tokens", vocab, hidden)
         for window, layers in groups(windows(c, kind)):
-            with t.layers("layers", layers, x):
+            with t.layers("layers", layers, x) as x:
                 y = rms_norm(t, x, "input_layernorm")
                 y = self_attention(
                     t,

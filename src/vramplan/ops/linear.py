@@ -6,7 +6,9 @@ from ..tape import Dim, Kind, Tape, Tensor, Weight, numel
 
 
 def embed(t: Tape, name: str, vocab: int, width: int, ids: Tensor | None = None) -> tuple[Tensor, Weight]:
-    """Look up token embeddings: ids [b, s] int64 -> [b, s, width]; the weight is [vocab, width]. Backward keeps the ids; the model's forward holds its `inputs_embeds`.
+    """Look up token embeddings: ids [b, s] int64 -> [b, s, width]; the weight is [vocab, width].
+
+    Backward keeps the ids; the model's forward holds its `inputs_embeds`.
 
     Source: `aten::embedding` and `embedding_dense_backward` (pytorch `native_functions.yaml`, `derivatives.yaml`).
     """
