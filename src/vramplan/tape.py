@@ -119,12 +119,14 @@ class Cache:
     dtype: str | None = None
     tower: str | None = None
 
-    def elements(self, tokens: int) -> int:
-        """Elements that one sequence of `tokens` tokens keeps, in all its layers."""
-        if self.per == "sequence":
-            return numel(self.shape) * len(self.layers)
-        kept = min(tokens, self.window) if self.window is not None else tokens
-        return numel(self.shape) * (kept // self.stride) * len(self.layers)
+    def kept(self, tokens: int) -> int:
+        """Tokens of a sequence of `tokens` that are kept as the model defines it: a window's worth, or one of every `stride`."""
+        kept = tokens if self.window is None else min(tokens, int(self.window))
+        return kept // self.stride
+
+    def elements(self, kept: int) -> int:
+        """Elements for `kept` tokens of one sequence, in all its layers; a state has the same at any length."""
+        return numel(self.shape) * len(self.layers) * (1 if self.per == "sequence" else kept)
 
 
 @dataclass(slots=True, eq=False)
@@ -175,7 +177,7 @@ class Kernels:
     `frames`: Python's frames hold a module's arguments until it returns, or each tensor is freed at its last use.
     """
 
-    attention: Literal["eager", "sdpa", "flash"] = "sdpa"
+    attention: Literal["eager", "inplace", "sdpa", "flash"] = "sdpa"
     norm: Literal["upcast", "fused"] = "upcast"
     mlp: Literal["eager", "merged"] = "eager"
     rope: Literal["eager", "inplace"] = "eager"

@@ -1,55 +1,80 @@
-"""Llama and the families that differ from it only in a bias, a window, a norm on q and k, or a layer list.
+"""Llama, and the families that differ from it only in a bias, a window, a norm on q and k, or layers without rotary positions.
 
 RMSNorm before attention and before a gated MLP, rotary positions, grouped-query attention, an untied head unless the config ties it.
 """
 
 from __future__ import annotations
 
-from ..ops import add, embed, head, rms_norm
+from ..errors import BadInput
+from ..ops import add, embed, head, linear, rms_norm
 from ..tape import Tape
-from .blocks import gated_mlp, head_dim, self_attention
+from .blocks import gated_mlp
 from .config import Config, groups
+from .dense import Sizes, attend, project, sizes, windows
 
-MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
+MODEL_TYPES = ("llama", "mistral", "ministral3", "qwen2", "qwen3", "smollm3", "seed_oss", "ernie4_5", "helium")
+
+KV_HEADS = {"mistral": 8, "ministral3": 8, "smollm3": 4, "seed_oss": 8, "ernie4_5": 2, "helium": 20}
+HEAD_DIM = {"ministral3": 128, "qwen3": 128, "seed_oss": 128, "ernie4_5": 128, "helium": 128}
+TIED = ("smollm3", "ernie4_5")
+"""Defaults of transformers' configuration classes (5.23). Qwen2's 32 kv heads are left out: its configs name them, or have no groups."""
 
 
 def forward(t: Tape, c: Config) -> None:
     kind = c.text("model_type")
-    hidden, vocab = c.size("hidden_size", label="hidden"), c.size("vocab_size", label="vocab")
-    heads = c.size("num_attention_heads", label="heads")
-    kv_heads = c.size("num_key_value_heads", int(heads), label="kv_heads")
-    ffn, d = c.size("intermediate_size", label="ffn"), head_dim(c, heads, hidden)
-    bias = kind == "qwen2" or c.flag("attention_bias")
+    s = sizes(c, kv_heads=KV_HEADS.get(kind), head_dim=HEAD_DIM.get(kind))
+    bias, out_bias, mlp_bias = biases(c, kind)
 
     with t.module("model"):
-        x, tokens = embed(t, "embed_tokens", vocab, hidden)
-        for window, layers in groups(windows(c, kind)):
+        x, tokens = embed(t, "embed_tokens", s.vocab, s.hidden)
+        for (window, rotary), layers in groups(layer_kinds(c, kind, s)):
             with t.layers("layers", layers, x) as x:
                 y = rms_norm(t, x, "input_layernorm")
-                y = self_attention(
-                    t,
-                    y,
-                    heads=heads,
-                    kv_heads=kv_heads,
-                    head_dim=d,
-                    bias=bias,
-                    out_bias=bias and kind != "qwen2",
-                    qk_norm=kind == "qwen3",
-                    window=window,
-                )
+                with t.module("self_attn", y, part="attention"):
+                    q, k, v = project(t, y, s, bias=bias)
+                    if kind == "qwen3":
+                        q, k = rms_norm(t, q, "q_norm", width=s.head_dim), rms_norm(t, k, "k_norm", width=s.head_dim)
+                    y = attend(t, q, k, v, s, window=window, rotary=rotary)
+                    y = linear(t, y, "o_proj", s.hidden, bias=out_bias)
                 x = add(t, x, y)
-                y = gated_mlp(t, rms_norm(t, x, "post_attention_layernorm"), ffn, bias=c.flag("mlp_bias"))
-                x = add(t, x, y)
+                x = add(t, x, gated_mlp(t, rms_norm(t, x, "post_attention_layernorm"), s.ffn, bias=mlp_bias))
         x = rms_norm(t, x, "norm")
-    head(t, x, "lm_head", vocab, tied=tokens if c.flag("tie_word_embeddings") else None)
+    head(t, x, "lm_head", s.vocab, tied=tokens if c.flag("tie_word_embeddings", kind in TIED) else None)
 
 
-def windows(c: Config, kind: str) -> list[int | None]:
-    """The sliding window of each layer. Qwen2 and Qwen3 slide only with `use_sliding_window`, and from layer `max_window_layers` on."""
-    n, window = c.layers(), c.maybe("sliding_window", label="window")
-    if window is None or (kind in ("qwen2", "qwen3") and not c.flag("use_sliding_window")):
-        return [None] * n
+def biases(c: Config, kind: str) -> tuple[bool, bool, bool]:
+    """Whether q, k and v, the attention's output and the MLP have biases."""
+    if kind in ("mistral", "ministral3"):
+        return False, False, False
+    if kind == "qwen2":
+        return True, False, False
+    if kind == "seed_oss":
+        return c.flag("attention_bias", True), c.flag("attention_out_bias"), c.flag("mlp_bias")
+    if kind == "ernie4_5":
+        bias = c.flag("use_bias")
+        return bias, bias, bias
+    bias = c.flag("attention_bias")
+    return bias, bias and kind != "helium", c.flag("mlp_bias") and kind != "qwen3"
+
+
+def layer_kinds(c: Config, kind: str, s: Sizes) -> list[tuple[int | None, bool]]:
+    """The sliding window of each layer, and whether it has rotary positions: all have, but for every fourth of SmolLM3's.
+
+    Mistral slides in all layers where the config gives a window (7B v0.1; the class default of 4096 is wrong for later ones, so that an
+    absent key means none). The others slide only with `use_sliding_window`: Qwen from layer `max_window_layers` on, SmolLM3 where
+    there are no rotary positions.
+    """
+    rotary = [True] * s.layers
+    if kind == "smollm3":
+        period = int(c.size("no_rope_layer_interval", 4))
+        given = c.items("no_rope_layers") or [(i + 1) % period for i in range(s.layers)]
+        if len(given) != s.layers:
+            raise BadInput(f"{c.path}: 'no_rope_layers' names {len(given)} layers, the model has {s.layers}")
+        rotary = [bool(r) for r in given]  # 1 stands for a layer that has them
+    sliding = kind in ("mistral", "ministral3") or (kind in ("qwen2", "qwen3", "smollm3") and c.flag("use_sliding_window"))
+    window = c.maybe("sliding_window", label="window") if sliding else None
+    if window is None:
+        return list(zip([None] * s.layers, rotary, strict=True))
     first = int(c.size("max_window_layers", 28, least=0)) if kind in ("qwen2", "qwen3") else 0
-    default = ["sliding_attention" if i >= first else "full_attention" for i in range(n)]
-    kinds = c.kinds("layer_types", n, default, ("sliding_attention", "full_attention"))
-    return [window if k == "sliding_attention" else None for k in kinds]
+    slides = [not r if kind == "smollm3" else i >= first for i, r in enumerate(rotary)]
+    return list(zip(windows(c, window, ["sliding_attention" if w else "full_attention" for w in slides]), rotary, strict=True))

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..errors import BadFile, NotFound
+from ..errors import BadFile, BadInput, NotFound
 from .stored import Read, shown
 
 
@@ -22,22 +22,38 @@ def opened(path: Path) -> Iterator[tuple[Read, int]]:
     """A range reader over the file at `path`, and its size in bytes. Raises NotFound or BadFile."""
     import stat
 
-    name = label(path)
     try:
         status = os.stat(path)
         if not stat.S_ISREG(status.st_mode):
-            raise BadFile(f"{name}: not a regular file")
-        with open(path, "rb", buffering=0) as file:
+            raise BadFile(f"{label(path)}: not a regular file")
+        file = open(path, "rb")  # noqa: SIM115 (closed by the `with` below)
+    except (OSError, ValueError) as error:
+        raise _refusal(path, error) from None
 
-            def read(offset: int, length: int) -> bytes:
-                file.seek(offset)
-                return file.read(length)
+    def read(offset: int, length: int) -> bytes:
+        try:
+            file.seek(offset)
+            return file.read(length)
+        except OSError as error:
+            raise _refusal(path, error) from None
 
-            yield read, status.st_size
-    except FileNotFoundError:
-        raise NotFound(f"{name}: no such file") from None
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-        raise BadFile(f"{name}: cannot be read: {getattr(error, 'strerror', None) or 'not a path'}") from None
+    with file:
+        yield read, status.st_size
+
+
+def _refusal(path: Path, error: OSError | ValueError) -> BadInput:
+    if isinstance(error, FileNotFoundError):
+        return NotFound(f"{label(path)}: no such file or folder")
+    reason = error.strerror if isinstance(error, OSError) else "not a path"  # ValueError: a NUL in it
+    return BadFile(f"{label(path)}: cannot be read: {reason}")
+
+
+def listed(folder: Path) -> list[str]:
+    """The names in `folder`. Raises NotFound or BadFile."""
+    try:
+        return os.listdir(folder)
+    except (OSError, ValueError) as error:
+        raise _refusal(folder, error) from None
 
 
 def whole(path: Path, limit: int) -> bytes:

@@ -1,7 +1,7 @@
 """What a checkpoint's header says: its tensors by name, stored type, shape and bytes. Knows no file format and no model.
 
-Stored types are named once for all formats: floats and integers as in `DTYPE_BITS`; GGUF block types in upper case as llama.cpp names
-them ("Q4_K", "BF16"), whose sizes are in `vramplan.formats.ggml`.
+Stored types: floats and integers are named as in `safetensors.DTYPES` ("bf16", "fp8_e4m3"); GGUF's types in upper case, as llama.cpp
+names them ("Q4_K", "BF16"), with their sizes in `vramplan.formats.ggml`.
 """
 
 from __future__ import annotations
@@ -50,16 +50,34 @@ class Found:
 
 
 def joined(headers: Iterable[Header], name: str) -> Header:
-    """One header of several files' headers, with the metadata of the first. Raises BadFile for a tensor that is in two of them."""
+    """One header of the headers of several files (at least one), with the metadata of the first. Raises BadFile for a repeated tensor."""
     parts = tuple(headers)
-    tensors = {tensor.name: tensor for part in parts for tensor in part.tensors}
-    if len(tensors) < sum(len(part.tensors) for part in parts):
-        seen: set[str] = set()
-        twice = next(t.name for part in parts for t in part.tensors if t.name in seen or seen.add(t.name))  # type: ignore[func-returns-value]
-        raise BadFile(f"{name}: tensor {shown(twice)} is in two of its files")
+    tensors = tuple(tensor for part in parts for tensor in part.tensors)
     if len(tensors) > MAX_TENSORS:
         raise BadFile(f"{name}: {len(tensors):,} tensors; at most {MAX_TENSORS:,} are read")
-    return Header(tuple(tensors.values()), parts[0].metadata if parts else {})
+    if twice := repeated(tensor.name for tensor in tensors):
+        raise BadFile(f"{name}: tensor {shown(twice)} is there twice")
+    return Header(tensors, parts[0].metadata)
+
+
+def refuse_pointer(data: bytes, name: str) -> None:
+    """BadFile if `data`, the start of a file, is that of a Git LFS pointer: what a clone without LFS holds in place of the weights."""
+    if data.startswith(b"version https://git-lfs"):
+        raise BadFile(f"{name}: a Git LFS pointer, not the file itself; fetch it with `git lfs pull`")
+
+
+def repeated(names: Iterable[str]) -> str | None:
+    """The first of `names` that comes a second time.
+
+    >>> repeated(["a", "b", "a"]), repeated("ab")
+    ('a', None)
+    """
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            return name
+        seen.add(name)
+    return None
 
 
 def shown(value: object) -> str:

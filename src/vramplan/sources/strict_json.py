@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ..errors import BadFile
-from .stored import shown
+from .stored import repeated, shown
 
 MAX_VALUES = 12_000_000
 """Values of a document at most: a safetensors header of a million tensors has about 10 million. Bounds memory to about 0.5 GB."""
@@ -28,15 +28,15 @@ def loads(data: bytes, name: str, *, objects: Callable[[Pairs], Any] | None = No
         raise BadFile(f"{name}: JSON of more than {MAX_VALUES:,} values")
     try:
         text = data.decode("utf-8")
-        value = json.loads(
-            text, object_pairs_hook=objects or unique, parse_constant=_refused, parse_float=_finite, parse_int=_integer
-        )
+        value = json.loads(text, object_pairs_hook=objects or unique, parse_constant=_refused, parse_float=_finite, parse_int=_integer)
         if "\\u" in text:
             json.dumps(value, ensure_ascii=False, default=str).encode("utf-8")  # half of a surrogate pair cannot be printed
     except RecursionError:
         raise BadFile(f"{name}: JSON nested too deeply") from None
-    except ValueError as error:
+    except (json.JSONDecodeError, UnicodeError) as error:
         raise BadFile(f"{name}: not valid JSON: {error}") from None
+    except ValueError as error:
+        raise BadFile(f"{name}: {error}") from None
     return value
 
 
@@ -44,8 +44,7 @@ def unique(pairs: Pairs) -> dict[str, Any]:
     """A dict of `pairs`; ValueError if a key comes twice (RFC 8259 section 4: what such an object means is unpredictable)."""
     fields = dict(pairs)
     if len(fields) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"key {shown(next(key for key in keys if keys.count(key) > 1))} is there twice")
+        raise ValueError(f"key {shown(repeated(key for key, _ in pairs))} is there twice")
     return fields
 
 

@@ -1,0 +1,52 @@
+"""The command line: one file per verb, imported when it is called, so that an answer costs no more than its own imports.
+
+Exit status: 0 answered, 1 with `--check` and it does not fit, 2 the input is wrong (one line on stderr).
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import click
+
+from ..errors import VramplanError, nearest
+
+
+class Verbs(click.Group):
+    """A group whose commands are the modules beside this one, each with a click command called `command`."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted(path.stem for path in Path(__file__).parent.glob("[a-z]*.py") if path.stem != "options")
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in self.list_commands(ctx):
+            raise click.UsageError(f"no such command {name!r}{nearest(name, self.list_commands(ctx))}")
+        command: click.Command = import_module(f".{name}", __name__).command
+        return command
+
+
+@click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="vramplan")
+def vramplan() -> None:
+    """How much GPU memory an LLM workload takes, before anything is loaded or rented."""
+
+
+def main() -> None:
+    """Run the command line; wrong input is one line on stderr and exit status 2."""
+    try:
+        status = vramplan.main(standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message())
+        status = 2
+    except (click.ClickException, VramplanError) as error:
+        text = error.format_message() if isinstance(error, click.ClickException) else str(error)
+        click.echo(f"vramplan: {' '.join(text.split())}", err=True)
+        status = 2
+    except (click.Abort, KeyboardInterrupt):
+        status = 130
+    except BrokenPipeError:
+        sys.stderr.close()
+        status = 0
+    sys.exit(status if isinstance(status, int) else 0)

@@ -1,0 +1,87 @@
+"""Options made of the scenario's own fields, and the scenarios that a command line means: one for each combination of repeated values."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Mapping
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ..errors import BadFile, BadInput
+from ..scenario import Scenario, keys, scenario
+
+REPEATED = ("gpu", "weights", "context_length", "kv_dtype")
+"""Keys that may be given several times: every combination becomes a row of a table."""
+SHORT = {"context_length": ("--context",), "sequences": ("--batch",)}
+"""Other names for some options."""
+BY_HAND = {
+    "layers": "num_hidden_layers",
+    "hidden": "hidden_size",
+    "heads": "num_attention_heads",
+    "kv_heads": "num_key_value_heads",
+    "head_dim": "head_dim",
+    "ffn": "intermediate_size",
+    "vocab": "vocab_size",
+}
+"""A plain decoder described by hand: option -> key of a Llama config."""
+_FLAGS = ("double_quant", "optimizer_in_backward", "compile", "eager", "flash_attention")
+
+Command = Callable[..., Any]
+
+
+def scenario_options(command: Command) -> Command:
+    """Give `command` an option for every key of a scenario, `--scenario`, and the options of a model described by hand."""
+    for name in reversed(BY_HAND):
+        command = click.option(f"--{name.replace('_', '-')}", f"hand_{name}", help=f"a plain decoder by hand: {BY_HAND[name]}")(command)
+    for name, about in reversed(keys().items()):
+        flags = (f"--{name.replace('_', '-')}", *SHORT.get(name, ()))
+        if name in _FLAGS:
+            command = click.option(f"{flags[0]}/--no-{flags[0][2:]}", name, default=None, help=about["help"])(command)
+        else:
+            again = name in REPEATED
+            command = click.option(*flags, name, multiple=again, help=about["help"] + (" (repeatable)" if again else ""))(command)
+    text = "a scenario as a JSON file, or - for standard input; options given beside it win"
+    command = click.option("--scenario", "scenario_file", metavar="FILE", help=text)(command)
+    return click.argument("model", required=False)(command)
+
+
+def scenarios(options: Mapping[str, Any]) -> list[Scenario]:
+    """The scenarios that the options mean. Raises BadInput as `scenario()`, and for a model that is given twice or not at all."""
+    given: dict[str, Any] = {}
+    if options["scenario_file"] is not None:
+        given |= _read(options["scenario_file"])
+    hand = {key: _whole(name, options[f"hand_{name}"]) for name, key in BY_HAND.items() if options.get(f"hand_{name}") is not None}
+    if hand:
+        if options["model"]:
+            raise BadInput("a model is either named or described by hand with --layers, --hidden …, not both")
+        given["model"] = {"model_type": "llama", **hand}
+    elif options["model"]:
+        given["model"] = options["model"]
+    given |= {name: options[name] for name in keys() if name in options and options[name] not in (None, ())}
+    lists = {name: given.pop(name) for name in REPEATED if isinstance(given.get(name), tuple)}
+    return [scenario({**given, **dict(zip(lists, values, strict=True))}) for values in product(*lists.values())]
+
+
+def _whole(name: str, text: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) < 12):
+        raise BadInput(f"--{name.replace('_', '-')} {text[:40]!r}: must be a whole number")
+    return int(text)
+
+
+def _read(name: str) -> dict[str, Any]:
+    from ..sources.local import read_config
+
+    if name != "-":
+        return read_config(Path(name))
+    text = sys.stdin.read(1_000_001)
+    try:
+        value = json.loads(text) if len(text) <= 1_000_000 else None
+    except (ValueError, RecursionError) as error:
+        raise BadFile(f"standard input: no JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise BadFile("standard input: must hold a scenario, a JSON object of at most 1 MB")
+    return value

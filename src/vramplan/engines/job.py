@@ -1,0 +1,72 @@
+"""What an engine is asked, and what it answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from ..catalog.gpus import Gpu
+from ..errors import BadInput, Unknown
+from ..families import walk
+from ..formats import Scheme
+from ..ledger import Item
+from ..model import Model
+from ..scenario import Scenario
+from ..tape import Dim, Kernels, Tape
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """A scenario with its model, GPU and the number format of its weights looked up."""
+
+    scenario: Scenario
+    model: Model
+    gpu: Gpu | None
+    scheme: Scheme
+
+    @property
+    def stored(self) -> bool:
+        """Whether the weights load as the file's header states them: there is one, and no other format is asked for."""
+        return self.model.stored is not None and self.scenario.weights is None
+
+    @property
+    def kv_default(self) -> str:
+        """The cache's number format where the scenario leaves it to the engine: the model's dtype; fp16 for GGUF files' engine."""
+        return "fp16" if self.model.gguf or self.scenario.engine == "llama.cpp" else self.model.dtype
+
+    def tape(self, *, sequences: int, tokens: int, past: int = 0, itemsize: int = 2, kernels: Kernels) -> Tape:
+        """The model's forward pass over `sequences` × `tokens` new tokens with `past` tokens in the cache."""
+        tape = Tape(Dim(sequences, "sequences"), Dim(tokens, "tokens"), past, itemsize, kernels)
+        return walk(tape, self.model.config)
+
+    def context(self, default: int) -> int:
+        """Tokens of the longest sequence: the user's, checked against the model's own, or `default`."""
+        own, asked = self.model.context_length, self.scenario.context_length
+        if asked is None:
+            return min(default, own) if own else default
+        if own and asked > own:
+            raise BadInput(f"context_length {asked:,}: beyond what {self.model.id} was made for, {own:,} tokens")
+        return asked
+
+    def refuse(self, engine: str, **unsupported: object) -> None:
+        """Raise Unknown for the first key that the scenario sets and this engine's estimate does not cover."""
+        for key in unsupported:
+            if getattr(self.scenario, key) not in (None, 1, False, ()):
+                raise Unknown(f"{key}: not estimated for engine {engine!r} by this version")
+
+
+@dataclass(slots=True, kw_only=True)
+class Account:
+    """An engine's answer for one GPU.
+
+    `tape` is a pass whose weights and caches are those of `items`; `room` is what the engine may take of the GPU, in bytes (None without a GPU); `filled` the scenario's keys that it filled in;
+    `facts` further quantities under the names of the machine interface; `remarks` what a user should know beside the numbers.
+    """
+
+    tape: Tape
+    items: list[Item]
+    room: int | None = None
+    filled: Mapping[str, object] = field(default_factory=dict)
+    facts: dict[str, int] = field(default_factory=dict)
+    assumptions: list[str] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)

@@ -1,0 +1,98 @@
+"""llama.cpp: model buffers by GGUF type, a KV buffer of all slots, and the compute buffer of its worst graph.
+
+All layers are on one GPU (-ngl at least the model's layers); token embeddings stay on the host, a tied one is on both sides. Sources:
+`llama-model.cpp`, `llama-kv-cache*.cpp`, `llama-context.cpp` and ggml's graph allocator. The compute buffer is the peak of the tape in fp32
+over `ubatch` tokens with logits of all of them, against which logs agree within 0.1 % (docs/accuracy.md). What it does not know: several
+devices, layers or experts on the host, projectors, drafts; the backend's own pools.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from math import ceil
+
+from ..ledger import Item
+from ..tape import Cache, Kernels
+from ..units import MiB
+from .job import Account, Job
+from .lines import SERVING, cache_items, text_caches, weight_items
+
+NAME = "llama.cpp"
+ABOUT = "all layers on one GPU, KV by type, windows, states, compute buffer; not: several devices, layers on the host, projectors, drafts"
+VERSION = "b7342"
+
+UBATCH = 512
+"""`n_ubatch`'s default: llama.cpp common/common.h."""
+PADDING = 256
+"""The KV cache's cells are a multiple of it: llama.cpp `llama_kv_cache` n_pad, GGML_PAD(n_ctx, 256) in llama-context.cpp."""
+CUDA_CONTEXT = 300 * MiB
+"""With lazy module loading: pytorch #107667; llama.cpp prints it as "unaccounted" in its memory breakdown."""
+
+
+def account(job: Job) -> Account:
+    """What `llama-server -ngl 999` takes on one GPU; without a GPU in the scenario, all tensors of the file."""
+    s = job.scenario
+    job.refuse(
+        NAME,
+        gpu_count=1,
+        tensor_parallel=1,
+        pipeline_parallel=1,
+        offload=(),
+        draft_model=1,
+        gpu_layers=1,
+        cpu_moe_layers=0,
+        tensor_split=(),
+        override_tensor=(),
+    )
+    sequences = s.sequences or 1
+    context = job.context(default=job.model.context_length or 4096)
+    ubatch = min(s.ubatch or UBATCH, context)
+    flash = s.flash_attention is not False
+    cells = ceil(context / PADDING) * PADDING
+    kernels = Kernels(attention="flash" if flash else "inplace", norm="fused", mlp="eager", rope="inplace", logits="all", frames="freed")
+    graph = job.tape(sequences=1, tokens=ubatch, past=max(cells * sequences - ubatch, 0), itemsize=4, kernels=kernels)
+
+    items = [*weight_items(job, graph, SERVING)]
+    attention = "with" if flash else "without"
+    assumptions = [f"all layers on the GPU, {sequences} slots of {context:,} tokens, {ubatch} tokens per pass, {attention} flash attention"]
+    if job.gpu is not None:
+        tied = any(weight.tied for weight in graph.weights)
+        if not tied:
+            items = [item for item in items if item.path[:2] != ("weights", "embedding")]
+        assumptions.append("token embeddings stay in host memory" + (", and on the GPU as the tied head" if tied else ""))
+    items += cache_items(
+        text_caches(graph),
+        partial(_held, sequences=sequences, cells=cells, ubatch=ubatch),
+        kv_dtype=s.kv_dtype,
+        default="fp16",
+        state_dtype="fp32",
+        alive=SERVING,
+        source="llama.cpp llama-kv-cache.cpp, llama-kv-cache-iswa.cpp, llama-memory-recurrent.cpp",
+    )
+    nbytes, where = graph.peak()
+    why = f"worst graph of {ubatch} tokens over {cells * sequences:,} cells in fp32, most alive at {where}"
+    source = "ggml_backend_sched_reserve on the worst graph; the tape in fp32"
+    items.append(Item(path=("compute buffer",), nbytes=nbytes, alive=SERVING, why=why, source=source))
+    items.append(Item(path=("cuda context",), nbytes=CUDA_CONTEXT, alive=SERVING, why="one process", source="pytorch #107667"))
+    return Account(
+        tape=graph,
+        items=items,
+        room=job.gpu.usable if job.gpu else None,
+        filled={
+            "engine_version": s.engine_version or VERSION,
+            "sequences": sequences,
+            "context_length": context,
+            "ubatch": ubatch,
+            "flash_attention": flash,
+        },
+        facts={"compute_buffer": nbytes, "kv_tokens": cells * sequences, "process": sum(i.nbytes for i in items)},
+        assumptions=assumptions,
+    )
+
+
+def _held(cache: Cache, *, sequences: int, cells: int, ubatch: int) -> tuple[int, int, str]:
+    """Full layers keep all cells, sliding ones min(cells, pad(window × slots + ubatch)) (llama-kv-cache-iswa.cpp), a state one per slot."""
+    if cache.window is None:
+        return sequences, cells, ""
+    needed = ceil((int(cache.window) * sequences + ubatch) / PADDING) * PADDING
+    return 1, min(cells * sequences, needed), f" (window of {int(cache.window):,} × {sequences} + {ubatch}, padded)"

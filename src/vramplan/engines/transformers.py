@@ -1,0 +1,94 @@
+"""transformers' `generate`: the weights, a dynamic cache, and the working set of the larger of prefill and decode.
+
+Every allocation is torch's own: no pool, no graphs. `peak_allocated` is what `torch.cuda.max_memory_allocated()` shows, `process` adds the
+CUDA context. What it does not know: the caching allocator's slack, beams, assisted decoding, quantised and offloaded caches, device maps.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+from ..ledger import Item, Moment
+from ..tape import Cache, Kernels
+from ..units import MiB
+from .job import Account, Job
+from .lines import SERVING, cache_items, text_caches, weight_items
+
+NAME = "transformers"
+ABOUT = "one GPU, dynamic cache, last-token logits; not: allocator slack, beams, assisted decoding, quantised caches, device maps"
+VERSION = "5.23"
+
+CUDA_CONTEXT = 300 * MiB
+"""With lazy module loading, the default since CUDA 12.2 on Linux: pytorch issue #107667 and NVIDIA forum threads 261135 and 290090."""
+CUBLAS_WORKSPACE = 8_519_680
+"""Taken from torch's allocator by the first matrix product, before Hopper: pytorch issue #95668 (8,519,680 B)."""
+CUBLAS_WORKSPACE_HOPPER = 32 * MiB
+"""On compute capability 9.0: pytorch issue #182669."""
+
+
+def account(job: Job) -> Account:
+    """Weights, cache, and the tape's peak at prefill and at the last decode step."""
+    s = job.scenario
+    job.refuse(
+        NAME,
+        gpu_count=1,
+        tensor_parallel=1,
+        pipeline_parallel=1,
+        context_parallel=1,
+        expert_parallel=1,
+        offload=(),
+        draft_model=1,
+        compile=1,
+    )
+    sequences = s.sequences or 1
+    output = s.output_length
+    context = job.context(default=(s.prompt_length or 4096) + (output or 0))
+    prompt = min(s.prompt_length or context - (output or 0) or 1, context)
+    kernels = Kernels(attention="eager" if s.attention == "eager" else "sdpa")
+    itemsize = 4 if job.model.dtype == "fp32" else 2
+
+    prefill = job.tape(sequences=sequences, tokens=prompt, kernels=kernels, itemsize=itemsize)
+    decode = job.tape(sequences=sequences, tokens=1, past=context - 1, kernels=kernels, itemsize=itemsize)
+    items = [*weight_items(job, prefill, SERVING)]
+    caches = text_caches(prefill)
+    for length, moment in ((prompt, Moment.PREFILL), (context, Moment.DECODE)):
+        items += cache_items(
+            caches,
+            partial(_held, sequences, length),
+            kv_dtype=s.kv_dtype,
+            default=job.model.dtype,
+            alive=frozenset({moment}),
+            source="transformers 5.23 cache_utils.py: DynamicCache, DynamicSlidingWindowLayer",
+        )
+    for tape, moment, what in ((prefill, Moment.PREFILL, f"prefill of {prompt:,} tokens"), (decode, Moment.DECODE, "one decode step")):
+        nbytes, where = tape.peak()
+        why = f"most alive at once in the {what} of {sequences} sequences, at {where or 'the end'}"
+        items.append(Item(path=("activations", what), nbytes=nbytes, alive=frozenset({moment}), why=why, source="the tape's forward pass"))
+    hopper = job.gpu is not None and str(job.gpu.compute_capability) == "9.0"
+    workspace = CUBLAS_WORKSPACE_HOPPER if hopper else CUBLAS_WORKSPACE
+    why = "one handle and stream, from torch's allocator"
+    source = "pytorch #182669" if hopper else "pytorch #95668"
+    items.append(Item(path=("workspace", "cuBLAS"), nbytes=workspace, alive=SERVING, why=why, source=source))
+    allocated = max(sum(i.nbytes for i in items if m in i.alive) for m in (Moment.PREFILL, Moment.DECODE))
+    why = "one process with lazy module loading"
+    items.append(Item(path=("cuda context",), nbytes=CUDA_CONTEXT, alive=SERVING, why=why, source="pytorch #107667"))
+    return Account(
+        tape=prefill,
+        items=items,
+        room=job.gpu.usable if job.gpu else None,
+        filled={
+            "engine_version": s.engine_version or VERSION,
+            "sequences": sequences,
+            "context_length": context,
+            "prompt_length": prompt,
+            "attention": s.attention or "sdpa",
+        },
+        facts={"peak_allocated": allocated, "process": allocated + CUDA_CONTEXT},
+        assumptions=[f"prefill of {prompt:,} tokens in one pass, logits of the last token only (transformers since 4.45)"],
+        remarks=["torch's allocator keeps freed blocks: what nvidia-smi shows lies a few percent above these figures"],
+    )
+
+
+def _held(sequences: int, tokens: int, cache: Cache) -> tuple[int, int, str]:
+    kept = cache.kept(tokens)
+    return sequences, kept, f" of {tokens:,}" if kept < tokens else ""

@@ -1,0 +1,169 @@
+"""vLLM (V1): weights, the profile run's peak, what torch does not see, and a cache pool of whatever is left of the budget.
+
+The budget is gpu_memory_utilization × the GPU's memory; cache pool = budget − weights − activation peak − non-torch memory (− CUDA graphs
+since 0.21). It fits if the pool holds one sequence of the longest length, which is what vLLM checks when it starts. Sources:
+`gpu_worker.py`, `gpu_model_runner.py` (vllm.v1.worker), `kv_cache_utils.py` (vllm.v1.core), and 60 start-up logs of vLLM 0.19.0 on H100
+(jgchn/llm-d-planner, commit d3121e0). What it does not know: several GPUs, LoRA slots, speculative drafts, images in the profile run, V0.
+"""
+
+from __future__ import annotations
+
+from math import ceil
+
+from ..errors import Unknown
+from ..ledger import Item, Moment
+from ..tape import Cache, Kernels, numel
+from ..units import GiB
+from .job import Account, Job
+from .lines import SERVING, cache_items, cache_nbytes, kv_type, text_caches, weight_items
+
+NAME = "vllm"
+ABOUT = "V1 (0.11 and later) on one GPU: pool, pages, windows, hybrid groups; not: several GPUs, LoRA slots, drafts, images when profiling"
+VERSION = "0.21.0"
+
+UTILIZATION = 0.9
+"""`gpu_memory_utilization`'s default: vllm/config/cache.py."""
+BLOCK = 16
+"""Tokens per page on CUDA: vllm/config/cache.py `DEFAULT_BLOCK_SIZE`."""
+NON_TORCH = GiB // 4
+"""Growth of the device's use that torch does not see: 0.24–0.46, median 0.25 GiB in 43 logs of 0.19.0 with one H100."""
+CONTEXT = 548 * GiB // 1024
+"""Already taken when vLLM starts (CUDA context): 0.51 GiB in llm-d-planner's H100 logs, with one GPU."""
+GRAPHS = 91 * GiB // 100
+"""51 piecewise and the full decode graphs: 0.67–1.84, median 0.91 GiB in 43 logs of 0.19.0 with one H100. Not derived: it varies by model."""
+KERNELS = Kernels(attention="flash", norm="fused", mlp="merged", rope="inplace", logits="last", frames="freed")
+
+
+def account(job: Job) -> Account:
+    """What `vllm serve` takes on one GPU, and what its pool holds."""
+    s = job.scenario
+    job.refuse(NAME, gpu_count=1, tensor_parallel=1, pipeline_parallel=1, context_parallel=1, expert_parallel=1, offload=(), draft_model=1)
+    version = s.engine_version or VERSION
+    release = _release(version)
+    large = job.gpu is not None and job.gpu.usable >= 70 * GiB and "a100" not in job.gpu.name.lower()
+    max_seqs = s.sequences or (1024 if large else 256)
+    batched = s.max_batched_tokens or (8192 if large else 2048)
+    context = job.context(default=job.model.context_length or 8192)
+    utilization = s.gpu_memory_utilization or UTILIZATION
+    itemsize = 4 if job.model.dtype == "fp32" else 2
+
+    tape = job.tape(sequences=1, tokens=batched, kernels=KERNELS, itemsize=itemsize)
+    items = [*weight_items(job, tape, SERVING)]
+    caches = text_caches(tape)
+    items.append(_activations(tape.peak(), job, max_seqs, batched, release))
+    source = "43 start-up logs of vLLM 0.19.0 on H100: 0.24–0.46, median 0.25 GiB"
+    items.append(Item(path=("non-torch",), nbytes=NON_TORCH, alive=SERVING, why="NCCL, cuBLAS and kernels, one GPU", source=source))
+    graphs = 0 if s.eager else GRAPHS
+    inside = release >= (0, 21)
+    where = "budget" if inside else "outside the budget"
+    source = "43 start-up logs of vLLM 0.19.0 on H100: 0.67–1.84, median 0.91 GiB; counted in the budget since 0.21"
+    items.append(
+        Item(path=("cuda graphs", where), nbytes=graphs, alive=frozenset({Moment.DECODE}), why="a median, not derived", source=source)
+    )
+    source = "0.51 GiB in vLLM's starting snapshot on H100; about 0.3 GiB on consumer cards"
+    items.append(Item(path=("cuda context", "outside the budget"), nbytes=CONTEXT, alive=SERVING, why="one process", source=source))
+
+    budget_items = sum(i.nbytes for i in items if "outside the budget" not in i.path)
+    outside = sum(i.nbytes for i in items if "outside the budget" in i.path)
+    request = [*_request_items(caches, context, batched, s.kv_dtype, job.model.dtype)]
+    items += request
+    need = sum(item.nbytes for item in request)
+    account = Account(
+        tape=tape,
+        items=items,
+        filled={
+            "engine_version": version,
+            "sequences": max_seqs,
+            "max_batched_tokens": batched,
+            "context_length": context,
+            "gpu_memory_utilization": utilization,
+            "eager": bool(s.eager),
+        },
+        facts={
+            "activation_peak": next(i.nbytes for i in items if i.path[0] == "activations"),
+            "non_torch": NON_TORCH,
+            "cuda_graphs": graphs,
+        },
+        assumptions=[f"vLLM {version}, at most {max_seqs:,} sequences and {batched:,} tokens per pass, {utilization:g} of the GPU"],
+    )
+    if job.gpu is not None:
+        budget = int(utilization * job.gpu.usable)
+        pool = budget - budget_items
+        account.room = min(budget + outside, job.gpu.usable)
+        account.facts["kv_cache"] = max(pool, 0)
+        account.facts["process"] = budget_items + outside + max(pool, need)
+        if need:
+            account.facts["kv_tokens"] = max(pool, 0) * context // need
+            if pool > 0:
+                account.remarks.append(
+                    f"the pool of {pool / GiB:.2f} GiB holds {account.facts['kv_tokens']:,} tokens: {pool / need:.1f} sequences of {context:,}"
+                )
+    return account
+
+
+def _release(version: str) -> tuple[int, int]:
+    parts = version.removeprefix("v").split(".")
+    if len(parts) < 2 or not all(part.isdigit() for part in parts[:2]):
+        raise Unknown(f"engine_version {version!r}: write vLLM's version as 0.19.0")
+    release = int(parts[0]), int(parts[1])
+    if release < (0, 11):
+        raise Unknown(f"engine_version {version!r}: vLLM before 0.11 is not estimated by this version")
+    return release
+
+
+def _activations(forward: tuple[int, str], job: Job, max_seqs: int, batched: int, release: tuple[int, int]) -> Item:
+    """The profile run's peak: the larger of one forward pass of `batched` tokens and the sampler over `max_seqs` rows of logits.
+
+    Sampler: 14.49 B × sequences × vocabulary (38.0 B up to 0.16) + 2.34 B × tokens × hidden + 0.042 GiB, fitted on 11 text-only models of
+    the 0.19.0 logs with a residual of at most 0.007 GiB, and on 7 of 0.11; multimodal models lie up to 0.23 GiB above it.
+    """
+    text = job.model.text
+    vocab, hidden = _size(text, "vocab_size"), _size(text, "hidden_size")
+    per_logit = 14.49 if release >= (0, 17) else 38.0
+    sampler = int(per_logit * max_seqs * vocab + 2.34 * batched * hidden + 0.042 * GiB)
+    if sampler >= forward[0]:
+        why = f"sampler: {per_logit} B × {max_seqs:,} sequences × {vocab:,} tokens + 2.34 B × {batched:,} × {hidden:,} + 0.042 GiB"
+        source = "fitted on 11 text-only models of the 0.19.0 logs on H100 (residual ≤ 0.007 GiB)"
+        return Item(path=("activations", "sampler"), nbytes=sampler, alive=SERVING, why=why, source=source)
+    why = f"forward pass of {batched:,} tokens, most alive at {forward[1]}"
+    return Item(path=("activations", "forward"), nbytes=forward[0], alive=SERVING, why=why, source="the tape's forward pass")
+
+
+def _size(config: object, key: str) -> int:
+    value = config.get(key) if isinstance(config, dict) else None
+    return value if isinstance(value, int) else 0
+
+
+def _request_items(caches: list[Cache], context: int, batched: int, kv_dtype: object, default: str) -> list[Item]:
+    """Pages that one sequence of `context` tokens is charged, by kind of layer.
+
+    Layers of several kinds go into groups of one size, the smallest count of a kind, or the largest where counts differ by less than 1.5 ×;
+    padding layers are charged (`_get_kv_cache_groups_uniform_page_size`). A full layer is charged ceil(context / 16) pages, a sliding one
+    ceil(min(window − 1 + tokens per pass, context) / 16) + 1 pages (`SlidingWindowSpec.max_memory_usage_bytes`), a recurrent one its state.
+    """
+    items = []
+    paged = [cache for cache in caches if cache.side != "state"]
+    counts = {cache.window: len(cache.layers) for cache in paged}
+    group = 1
+    if len(counts) > 1:
+        low, high = min(counts.values()), max(counts.values())
+        group = high if high < 1.5 * low else low
+    for cache in paged:
+        dtype = kv_type(kv_dtype, cache.side, default)
+        layers = ceil(len(cache.layers) / group) * group
+        if cache.window is None:
+            pages = ceil(context / BLOCK)
+        else:
+            pages = ceil(min(int(cache.window) - 1 + batched, context) / BLOCK) + 1
+        tokens = pages * BLOCK // cache.stride
+        nbytes = cache_nbytes(cache, tokens, dtype) // len(cache.layers) * layers
+        padding = f" ({layers - len(cache.layers)} of them padding)" if layers > len(cache.layers) else ""
+        per_layer = numel(cache.shape)
+        why = f"1 sequence × {layers} layers{padding} × {pages:,} pages × {BLOCK} tokens × {per_layer:,} elements in {dtype}"
+        kind = "full attention" if cache.window is None else "window"
+        source = "vllm/v1/core/kv_cache_utils.py: equal groups, pages of 16 tokens"
+        items.append(Item(path=("kv cache", kind, cache.name), nbytes=nbytes, alive=frozenset({Moment.DECODE}), why=why, source=source))
+    states = [cache for cache in caches if cache.side == "state"]
+    source = "vllm MambaSpec: one page per layer and sequence"
+    items += cache_items(states, lambda _: (1, 1, ""), kv_dtype=None, default=default, alive=frozenset({Moment.DECODE}), source=source)
+    return items

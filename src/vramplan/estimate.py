@@ -1,0 +1,184 @@
+"""Estimate: the whole idea on one page.
+
+A scenario names a model, a GPU and how the model is run. The model's family is a forward pass that we walk on shapes (the tape); the engine
+turns what has a shape (weights, caches, working set) and what has none (context, graphs, workspaces) into line items; the ledger of those
+items is the answer, of which the peak, the tree, the verdict and the JSON are views.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
+from typing import TYPE_CHECKING, Any
+
+from .engines import Account, Job, engine
+from .engines.lines import cache_nbytes, kv_type, text_caches
+from .errors import BadInput, Unknown
+from .formats import ModelFacts, Scheme, scheme_from_config
+from .formats import scheme as named_scheme
+from .ledger import Ledger, Moment, ledger
+from .model import Model
+from .scenario import Scenario, scenario
+from .tape import Tape
+
+if TYPE_CHECKING:
+    from .catalog.gpus import Gpu
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """The answer: a ledger for the GPU, the scenario with every default filled in, and what was assumed."""
+
+    scenario: Scenario
+    model: Model
+    gpu: Gpu | None
+    ledger: Ledger
+    room: int | None
+    facts: Mapping[str, int]
+    assumptions: tuple[str, ...]
+    remarks: tuple[str, ...]
+
+    @cached_property
+    def peak(self) -> tuple[Moment, int]:
+        """The moment of the peak and its bytes."""
+        return self.ledger.peak()
+
+    @property
+    def headroom(self) -> int | None:
+        """Bytes that the engine may take and does not need at the peak; negative where they are missing; None without a GPU."""
+        return None if self.room is None else self.room - self.peak[1]
+
+    @property
+    def fits(self) -> bool | None:
+        """Whether the peak is within what the engine may take of the GPU; None without a GPU."""
+        return None if self.headroom is None else self.headroom >= 0
+
+    @cached_property
+    def quantities(self) -> Mapping[str, int]:
+        """Bytes and counts under the names of the machine interface."""
+        moment = self.peak[0]
+        return {
+            "weights": self.ledger.total("weights", moment=moment),
+            "kv_cache": self.ledger.total("kv cache", moment=moment),
+            **self.facts,
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """The answer as JSON-ready data."""
+        from .report.json import to_dict
+
+        return to_dict(self)
+
+    def __str__(self) -> str:
+        from .report.text import render
+
+        return render(self)
+
+    def _repr_html_(self) -> str:
+        from .report.html import render
+
+        return render(self)
+
+
+def estimate(model: str | Mapping[str, object] | Scenario, **keys: object) -> Estimate:
+    """Estimate a scenario, given as its keys: `estimate("meta-llama/Llama-3.1-8B", gpu="rtx-4090", context_length=8192)`.
+
+    Raises BadInput for wrong input, NotFound for unknown names, Unknown for what is not estimated.
+    """
+    asked = model if isinstance(model, Scenario) else scenario({"model": model, **keys})
+    if asked.task == "train":
+        raise Unknown("task 'train': training is not estimated by this version, only inference")
+    found = _model(asked.model)
+    gpu = _gpu(asked)
+    gguf = found.gguf or _is_ggml(asked.weights)
+    name = asked.engine or ("llama.cpp" if gguf else "vllm")
+    if gguf and name == "transformers":
+        raise Unknown("engine 'transformers' dequantises GGUF files when it loads them: name the number format that you load with --weights")
+    job = Job(scenario=asked, model=found, gpu=gpu, scheme=_scheme(asked, found))
+    account = engine(name).account(job)
+    return _answer(job, account, name)
+
+
+def _answer(job: Job, account: Account, name: str) -> Estimate:
+    filled = {"engine": name, "weights": job.scenario.weights or job.scheme.name, "kv_dtype": job.scenario.kv_dtype or "auto", **account.filled}
+    return Estimate(
+        scenario=replace(job.scenario, **filled),
+        model=job.model,
+        gpu=job.gpu,
+        ledger=ledger(account.items),
+        room=account.room,
+        facts={**_counts(account.tape, job), **account.facts},
+        assumptions=(*account.assumptions, *job.model.notes),
+        remarks=tuple(account.remarks),
+    )
+
+
+@lru_cache(maxsize=64)
+def _named(model: str) -> Model:
+    from .sources import resolve
+
+    return resolve(model)
+
+
+def _model(model: str | Mapping[str, object]) -> Model:
+    if isinstance(model, str):
+        return _named(model)
+    from .sources import resolve
+
+    return resolve(model)
+
+
+def _gpu(asked: Scenario) -> Gpu | None:
+    if asked.gpu is None:
+        if asked.gpu_memory is None:
+            return None
+        from .catalog.gpus import anonymous_gpu
+
+        return anonymous_gpu(asked.gpu_memory)
+    from .catalog.gpus import find_gpu
+
+    gpu = find_gpu(asked.gpu)
+    return gpu if asked.gpu_memory is None else replace(gpu, capacity=asked.gpu_memory, usable=asked.gpu_memory)
+
+
+def _is_ggml(weights: str | None) -> bool:
+    from .formats import is_ggml
+
+    return weights is not None and is_ggml(weights)
+
+
+def _scheme(asked: Scenario, model: Model) -> Scheme:
+    """How the weights are stored: as the scenario says, as the checkpoint's own quantisation says, or in its dtype."""
+    if asked.weights is not None:
+        return named_scheme(asked.weights, default_dtype=model.dtype, double_quant=bool(asked.double_quant), facts=_facts(model))
+    own = model.config.get("quantization_config") or model.text.get("quantization_config")
+    if own is None:
+        return named_scheme(model.dtype)
+    if not isinstance(own, dict):
+        raise BadInput(f"{model.id}: quantization_config must be an object")
+    return scheme_from_config(own, dtype=model.dtype)
+
+
+def _facts(model: Model) -> ModelFacts:
+    """What llama.cpp's per-tensor rules ask of a model."""
+    text = model.text
+
+    def size(*names: str, default: int = 1) -> int:
+        return next((n for name in names if isinstance(n := text.get(name), int) and n > 0), default)
+
+    heads = size("num_attention_heads", "n_head", "num_heads")
+    experts = size("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts", default=0)
+    kv_heads = size("num_key_value_heads", "num_kv_heads", "n_head_kv", default=heads)
+    layers = size("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+    return ModelFacts(layers=layers, heads=heads, kv_heads=kv_heads, experts=experts, tied=bool(text.get("tie_word_embeddings")))
+
+
+def _counts(tape: Tape, job: Job) -> dict[str, int]:
+    """What is counted rather than held: parameters, and what one more token adds to the cache while no window is full."""
+    per_token = 0
+    for cache in text_caches(tape):
+        if cache.per == "token":
+            dtype = kv_type(job.scenario.kv_dtype, cache.side, job.kv_default)
+            per_token += cache_nbytes(cache, cache.stride, dtype) // cache.stride
+    return {"parameters": tape.parameters, "active_parameters": tape.active_parameters, "kv_bytes_per_token": per_token}

@@ -1,0 +1,125 @@
+"""What plain decoders share beyond blocks.py: their sizes, read and checked once, and the parts of an attention around its projections.
+
+It knows no family: which projections, norms and windows there are, and in which order, a family's forward says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..errors import BadInput
+from ..ops import activation, attention, linear, multiply, rope
+from ..tape import Dim, Tape, Tensor
+from .blocks import cache_kv
+from .config import Config
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sizes:
+    """The sizes that every plain decoder has. Queries are `heads · head_dim` wide, keys and values `kv_heads · head_dim`."""
+
+    layers: int
+    hidden: Dim
+    heads: Dim
+    kv_heads: Dim
+    head_dim: Dim
+    ffn: Dim
+    vocab: Dim
+
+
+def sizes(
+    c: Config,
+    *,
+    kv_heads: int | None = None,
+    head_dim: int | None = None,
+    grouped: bool = True,
+    split: bool = False,
+    ffn: int | None = None,
+) -> Sizes:
+    """Read and check the sizes of a decoder. `kv_heads`, `head_dim` and `ffn` are the family's defaults (heads, hidden / heads, none).
+
+    Not `grouped`: there are as many kv heads as heads, whatever the config says. `split`: the heads split hidden, likewise. `ffn` is a
+    multiple of hidden. Raises BadInput where the heads do not divide hidden, or the kv heads not the heads.
+    """
+    hidden, heads = c.size("hidden_size", label="hidden"), c.size("num_attention_heads", label="heads")
+    kv = c.size("num_key_value_heads", kv_heads or int(heads), label="kv_heads") if grouped else Dim(int(heads), "kv_heads")
+    if int(heads) % int(kv):
+        raise BadInput(f"{c.path}: 'num_attention_heads' is {int(heads)}; it must be a multiple of 'num_key_value_heads', {int(kv)}")
+    if split or (head_dim is None and not c.has("head_dim")):
+        if int(hidden) % int(heads):
+            raise BadInput(f"{c.path}: 'hidden_size' is {int(hidden)}; it must be a multiple of 'num_attention_heads', {int(heads)}")
+        dim = Dim(int(hidden) // int(heads), "head_dim")
+    else:
+        dim = c.size("head_dim", head_dim)
+    width = c.size("intermediate_size", ffn * int(hidden) if ffn else None, label="ffn")
+    return Sizes(
+        layers=c.layers(), hidden=hidden, heads=heads, kv_heads=kv, head_dim=dim, ffn=width, vocab=c.size("vocab_size", label="vocab")
+    )
+
+
+def renamed(c: Config, **names: str) -> Config:
+    """The config with a family's own keys (left) under their common names (right), as transformers' `attribute_map` has them."""
+    return Config({**c.raw, **{common: c.raw[own] for own, common in names.items() if c.has(own)}}, c.path)
+
+
+def windows(c: Config, window: int | None, default: Sequence[str]) -> list[int | None]:
+    """The sliding window of each layer, None where it attends to everything: by the config's `layer_types`, else by `default`."""
+    kinds = c.kinds("layer_types", len(default), default, ("sliding_attention", "full_attention"))
+    return [window if kind == "sliding_attention" else None for kind in kinds]
+
+
+def every(n: int, period: int) -> list[str]:
+    """Kinds of `n` layers of which each `period`-th attends to everything and the others slide.
+
+    >>> every(5, 2)
+    ['sliding_attention', 'full_attention', 'sliding_attention', 'full_attention', 'sliding_attention']
+    """
+    return ["full_attention" if (i + 1) % period == 0 else "sliding_attention" for i in range(n)]
+
+
+def project(t: Tape, x: Tensor, s: Sizes, *, bias: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+    """q [b, s, heads·head_dim], k and v [b, s, kv_heads·head_dim] of x [b, s, hidden], by a matrix each."""
+    q = linear(t, x, "q_proj", s.heads * s.head_dim, bias=bias)
+    k = linear(t, x, "k_proj", s.kv_heads * s.head_dim, bias=bias)
+    return q, k, linear(t, x, "v_proj", s.kv_heads * s.head_dim, bias=bias)
+
+
+def qkv_width(s: Sizes) -> Dim:
+    """Width of one projection that makes q, k and v: (heads + 2·kv_heads)·head_dim."""
+    return (s.heads + 2 * s.kv_heads) * s.head_dim
+
+
+def split(t: Tape, qkv: Tensor, s: Sizes) -> tuple[Tensor, Tensor, Tensor]:
+    """q, k and v as views of one fused projection of `qkv_width`."""
+    b, n, _ = qkv.shape
+    q, kv = (b, n, s.heads * s.head_dim), (b, n, s.kv_heads * s.head_dim)
+    return t.view(qkv, q), t.view(qkv, kv), t.view(qkv, kv)
+
+
+def attend(
+    t: Tape, q: Tensor, k: Tensor, v: Tensor, s: Sizes, *, window: int | None = None, rotary: bool = True, cached: bool = True
+) -> Tensor:
+    """Rotate q and k, append k and v to the cache, attend: -> [b, s, heads·head_dim]."""
+    if rotary:
+        q, k = rope(t, q, "q"), rope(t, k, "k")
+    if cached:
+        cache_kv(t, s.kv_heads, s.head_dim, window=window)
+    return attention(t, q, k, v, heads=s.heads, kv_heads=s.kv_heads, window=window, past=cached)
+
+
+def fused_mlp(
+    t: Tape, x: Tensor, ffn: Dim, *, bias: bool = False, names: tuple[str, str] = ("gate_up_proj", "down_proj"), module: str = "mlp"
+) -> Tensor:
+    """A gated MLP whose gate and up are one matrix [2·ffn, hidden]: [b, s, hidden] -> [b, s, hidden].
+
+    `eager` (transformers' Phi3MLP) makes the activated gate and the product; `merged` only the product (vLLM's SiluAndMul).
+    """
+    with t.module(module, x, part="mlp"):
+        both = linear(t, x, names[0], 2 * ffn, bias=bias)
+        half = t.view(both, (*x.shape[:-1], ffn))
+        if t.kernels.mlp == "eager":
+            y = multiply(t, activation(t, half), half, "gated")
+        else:
+            y = t.op("act_and_mul", (both,), half.shape, saves=(both,))
+        return linear(t, y, names[1], x.shape[-1], bias=bias)

@@ -1,0 +1,84 @@
+"""Gemma 3: five layers with a sliding window, then one that sees everything, and so on.
+
+Unusual: four norms per layer (before and after attention and MLP), which stay in fp32 and scale by 1 + w; norms on queries and keys; an embedding
+scaled by √hidden and always the head's matrix too. With images: SigLIP at 896 × 896, its 4,096 patches pooled to 256 tokens.
+EmbeddingGemma is the text model without a causal mask, and so without a cache.
+"""
+
+from __future__ import annotations
+
+from ..ops import add, attention, embed, head, linear, rope
+from ..ops.norm_fp32 import rms_norm_fp32
+from ..tape import Dim, Tape, Tensor
+from .blocks import cache_kv, gated_mlp
+from .checks import multiple
+from .config import Config, groups
+from .vision import vision_tower
+
+MODEL_TYPES = ("gemma3", "gemma3_text")
+
+
+def forward(t: Tape, c: Config) -> None:
+    tied = c.flag("tie_word_embeddings", True)
+    if c.text("model_type") == "gemma3_text":
+        decoder(t, c, tied=tied)
+        return
+    text = c.sub("text_config")
+    with t.tower("vision"):
+        with t.module("vision_tower"):
+            x = vision_tower(t, c.sub("vision_config"), "siglip_vision_model")
+        with t.module("multi_modal_projector", x):
+            tokens = c.size("mm_tokens_per_image", 256)
+            pooled = t.op("avg_pool", (x,), (Dim(1), tokens, x.shape[-1]))
+            normed = rms_norm_fp32(t, pooled, "mm_soft_emb_norm")
+            hidden = text.size("hidden_size", 2304, label="hidden")
+            matrix = t.weight("mm_input_projection_weight", (x.shape[-1], hidden), "norm")
+            t.op("projection", (normed,), (Dim(1), tokens, hidden), weights=(matrix,), saves=(normed,))
+    with t.module("language_model"):
+        decoder(t, text, tied=tied)
+
+
+def decoder(t: Tape, c: Config, *, tied: bool) -> None:
+    """The text model and its head. Defaults: Gemma3TextConfig."""
+    hidden, vocab = c.size("hidden_size", 2304, label="hidden"), c.size("vocab_size", 262208, label="vocab")
+    ffn = c.size("intermediate_size", 9216, label="ffn")
+    with t.module("model"):
+        x, tokens = embed(t, "embed_tokens", vocab, hidden)
+        x = t.op("scaled", (x,), x.shape)
+        for window, layers in groups(windows(c)):
+            with t.layers("layers", layers, x) as x:
+                y = self_attention(t, rms_norm_fp32(t, x, "input_layernorm"), c, window)
+                x = add(t, x, rms_norm_fp32(t, y, "post_attention_layernorm"))
+                y = gated_mlp(t, rms_norm_fp32(t, x, "pre_feedforward_layernorm"), ffn)
+                x = add(t, x, rms_norm_fp32(t, y, "post_feedforward_layernorm"))
+        x = rms_norm_fp32(t, x, "norm")
+    head(t, x, "lm_head", vocab, tied=tokens if tied else None)
+
+
+def windows(c: Config) -> list[int | None]:
+    """The sliding window of each layer; without a causal mask it reaches half as far to either side, so counts half."""
+    n, every = c.layers(default=26), int(c.size("sliding_window_pattern", 6))
+    window = c.size("sliding_window", 4096, label="window")
+    if c.flag("use_bidirectional_attention"):
+        window = window // 2 + 1
+    default = ["full_attention" if (i + 1) % every == 0 else "sliding_attention" for i in range(n)]
+    kinds = c.kinds("layer_types", n, default, ("sliding_attention", "full_attention"))
+    return [window if kind == "sliding_attention" else None for kind in kinds]
+
+
+def self_attention(t: Tape, x: Tensor, c: Config, window: int | None) -> Tensor:
+    """Grouped-query attention with norms on q and k: [b, s, hidden] -> [b, s, hidden]."""
+    heads, kv_heads = c.size("num_attention_heads", 8, label="heads"), c.size("num_key_value_heads", 4, label="kv_heads")
+    multiple(c, heads, kv_heads)
+    d, bias = c.size("head_dim", 256), c.flag("attention_bias")
+    causal = not c.flag("use_bidirectional_attention")
+    with t.module("self_attn", x, part="attention"):
+        q = linear(t, x, "q_proj", heads * d, bias=bias)
+        k = linear(t, x, "k_proj", kv_heads * d, bias=bias)
+        v = linear(t, x, "v_proj", kv_heads * d, bias=bias)
+        q, k = rms_norm_fp32(t, q, "q_norm", width=d), rms_norm_fp32(t, k, "k_norm", width=d)
+        q, k = rope(t, q, "q"), rope(t, k, "k")
+        if causal:
+            cache_kv(t, kv_heads, d, window=window)
+        y = attention(t, q, k, v, heads=heads, kv_heads=kv_heads, window=window, past=causal)
+        return linear(t, y, "o_proj", x.shape[-1], bias=bias)

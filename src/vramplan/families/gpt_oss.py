@@ -1,0 +1,69 @@
+"""gpt-oss: every other layer slides over 128 tokens, a learned sink per head joins each softmax, and biases stand everywhere.
+
+The experts are stored as [in, out], gate and up interleaved in one matrix (in MXFP4 in OpenAI's own checkpoints, as `_blocks` and
+`_scales`). transformers has no sdpa path for it: sinks need eager attention or a flash kernel that knows them.
+"""
+
+from __future__ import annotations
+
+from ..ops import add, attention, embed, experts, head, linear, rms_norm, rope, route
+from ..tape import Dim, Tape, Tensor
+from .blocks import cache_kv
+from .config import Config, groups
+
+MODEL_TYPES = ("gpt_oss",)
+
+
+def forward(t: Tape, c: Config) -> None:
+    hidden, vocab = c.size("hidden_size", 2880, label="hidden"), c.size("vocab_size", 201088, label="vocab")
+    heads = c.size("num_attention_heads", 64, label="heads")
+    kv_heads = c.size("num_key_value_heads", 8, label="kv_heads")
+    d, ffn = c.size("head_dim", 64), c.size("intermediate_size", 2880, label="ffn")
+    n_experts, top_k = c.size("num_local_experts", 128, label="experts"), c.size("num_experts_per_tok", 4, label="top_k")
+    bias = c.flag("attention_bias", True)
+
+    with t.module("model"):
+        x, tokens = embed(t, "embed_tokens", vocab, hidden)
+        for window, layers in groups(windows(c)):
+            with t.layers("layers", layers, x) as x:
+                y = sink_attention(t, rms_norm(t, x, "input_layernorm"), heads, kv_heads, d, bias, window)
+                x = add(t, x, y)
+                y = rms_norm(t, x, "post_attention_layernorm")
+                with t.module("mlp", y, part="experts"):
+                    y = experts(
+                        t,
+                        y,
+                        route(t, y, "router", n_experts, bias=True),
+                        ffn=ffn,
+                        n_experts=n_experts,
+                        top_k=top_k,
+                        up=("experts.gate_up_proj",),
+                        down="experts.down_proj",
+                        bias=True,
+                        transposed=True,
+                        fused_up=True,
+                    )
+                x = add(t, x, y)
+        x = rms_norm(t, x, "norm")
+    head(t, x, "lm_head", vocab, tied=tokens if c.flag("tie_word_embeddings") else None)
+
+
+def sink_attention(t: Tape, x: Tensor, heads: Dim, kv_heads: Dim, d: Dim, bias: bool, window: int | None) -> Tensor:
+    """Grouped-query attention with a learned logit per head, `sinks`, in each softmax's sum: [b, s, hidden] -> [b, s, hidden]."""
+    with t.module("self_attn", x, part="attention"):
+        t.weight("sinks", (heads,), "norm")
+        q = rope(t, linear(t, x, "q_proj", heads * d, bias=bias), "q")
+        k = rope(t, linear(t, x, "k_proj", kv_heads * d, bias=bias), "k")
+        v = linear(t, x, "v_proj", kv_heads * d, bias=bias)
+        cache_kv(t, kv_heads, d, window=window)
+        y = attention(t, q, k, v, heads=heads, kv_heads=kv_heads, window=window)
+        return linear(t, y, "o_proj", x.shape[-1], bias=bias)
+
+
+def windows(c: Config) -> list[Dim | None]:
+    """Each layer's window: `layer_types`, by default sliding and full in turns, the first sliding."""
+    n = c.layers(default=36)
+    window = c.maybe("sliding_window", label="window") if "sliding_window" in c.raw else Dim(128, "window")
+    default = ["full_attention" if i % 2 else "sliding_attention" for i in range(n)]
+    kinds = c.kinds("layer_types", n, default, ("sliding_attention", "full_attention"))
+    return [window if kind == "sliding_attention" else None for kind in kinds]

@@ -1,0 +1,209 @@
+"""Number formats: how many bytes a matrix takes, and which of a model's weights a quantisation scheme touches.
+
+A `Format` is the layout of one matrix, in integers: packed elements, and the scales, zero points and tables beside them. A `Scheme`
+gives every weight of a tape its format: what a user asks for (`scheme("nf4")`), or what a checkpoint's own `quantization_config` states
+(`scheme_from_config`). One file per group of formats; a file is found by its `NAMES = (...)` and `METHODS = (...)` lines, and imported
+only when one of its formats is asked for. Nothing here knows engines or GPUs: that an engine repacks, pads or moves a matrix is its own
+affair.
+
+Names are `base` or `base-option-option`: `gptq-8bit-g32`, `nf4-double`, `exl3-4.0bpw-h8`, `Q4_K_M`; upper or lower case.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+from ..errors import BadInput, NotFound, Unknown, nearest
+from ..tape import Weight
+
+if TYPE_CHECKING:
+    from .gguf_mixtures import ModelFacts
+
+__all__ = ["Extra", "Format", "Scheme", "Share", "scheme", "scheme_from_config", "scheme_names", "weights_nbytes"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Extra:
+    """What a matrix carries beside its elements: `nbytes` for every tile of `tile` = (rows, columns), a 0 meaning all of them.
+
+    (1, 128): a group of 128 along a row; (1, 0): a row; (0, 1): a column; (0, 0): the matrix; (128, 128): a square block. `flat` counts
+    tile[1] elements in storage order, across rows. What is not `loaded` stands in the file only.
+    """
+
+    what: str
+    nbytes: int
+    tile: tuple[int, int] = (0, 0)
+    flat: bool = False
+    loaded: bool = True
+
+    def count(self, rows: int, cols: int) -> int:
+        """How many of it a matrix [rows, cols] carries."""
+        high, wide = self.tile
+        if self.flat:
+            return -(-rows * cols // wide)
+        return (-(-rows // high) if high else 1) * (-(-cols // wide) if wide else 1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Format:
+    """The layout of one matrix: `block_bytes` for every `block` elements, and `extras`.
+
+    >>> q4_k = Format(name="Q4_K", block=256, block_bytes=144)
+    >>> q4_k.nbytes(4096, 4096), q4_k.bits, q4_k.why(4096, 4096)
+    (9437184, 4.5, 'Q4_K: 4,096 × 4,096 × 144/256 B')
+    """
+
+    name: str
+    block: int
+    block_bytes: int
+    extras: tuple[Extra, ...] = ()
+
+    def nbytes(self, rows: int, cols: int, matrices: int = 1, *, stored: bool = False) -> int:
+        """Bytes of `matrices` matrices [rows, cols] in memory, or (`stored`) in the checkpoint's file."""
+        total = -(-rows * cols // self.block) * self.block_bytes
+        for extra in self.extras:
+            if extra.loaded or stored:
+                total += extra.count(rows, cols) * extra.nbytes
+        return total * matrices
+
+    @property
+    def bits(self) -> float:
+        """Bits per element of the packed elements alone: a lower bound of what a matrix takes."""
+        return self.block_bytes * 8 / self.block
+
+    def why(self, rows: int, cols: int, matrices: int = 1, *, stored: bool = False) -> str:
+        """The formula of `nbytes` with its values."""
+        size = f"{self.block_bytes}/{self.block} B" if self.block > 1 else f"{self.block_bytes} B"
+        terms = [f"{rows:,} × {cols:,} × {size}"]
+        terms += [f"{e.what} {e.count(rows, cols):,} × {e.nbytes} B" for e in self.extras if e.loaded or stored]
+        text = " + ".join(terms)
+        return f"{self.name}: {text}" if matrices == 1 else f"{self.name}: {matrices:,} × ({text})"
+
+
+class Scheme(Protocol):
+    """Which format each weight takes."""
+
+    @property
+    def name(self) -> str:
+        """As the user or the checkpoint calls it."""
+
+    @property
+    def note(self) -> str:
+        """What had to be assumed to answer, or an empty string."""
+
+    @property
+    def layered(self) -> bool:
+        """Whether any answer depends on the layer's index; only then need a caller go through the layers."""
+
+    def varies(self, weight: Weight) -> bool:
+        """Whether this weight's format depends on the layer's index."""
+
+    def format_of(self, weight: Weight, layer: int | None) -> Format:
+        """The format of `weight` in `layer` (None for a weight outside the layers)."""
+
+
+class Share(NamedTuple):
+    """Some layers of a weight that share a format: `layers` is None for a weight outside the layers. `nbytes` are those of all copies."""
+
+    weight: Weight
+    format: Format
+    layers: tuple[int, ...] | None
+    nbytes: int
+
+
+def weights_nbytes(weights: Iterable[Weight], scheme: Scheme, *, stored: bool = False) -> Iterator[Share]:
+    """Every weight with its format and bytes, in memory or (`stored`) in the file; split by format where layers differ."""
+    layered = scheme.layered
+    for weight in weights:
+        rows, cols = matrix(weight)
+        layers = weight.layers
+        if layers is None or not layered or not scheme.varies(weight):
+            form = scheme.format_of(weight, None if layers is None else layers[0])
+            yield Share(weight, form, layers, form.nbytes(rows, cols, weight.copies * weight.repeats, stored=stored))
+            continue
+        split: dict[Format, list[int]] = {}
+        for layer in layers:
+            split.setdefault(scheme.format_of(weight, layer), []).append(layer)
+        for form, some in split.items():
+            yield Share(weight, form, tuple(some), form.nbytes(rows, cols, weight.copies * len(some), stored=stored))
+
+
+def matrix(weight: Weight) -> tuple[int, int]:
+    """(rows, columns) of one matrix of `weight`: (out, in); a vector is one row, a convolution [out, in · kernel]."""
+    first, *rest = weight.shape
+    if not rest:
+        return 1, int(first)
+    cols = 1
+    for size in rest:
+        cols = int.__mul__(cols, size)
+    return int(first), cols
+
+
+_DECLARED = {key: re.compile(rb"^%s = \((.*?)\)$" % key.encode(), re.MULTILINE | re.DOTALL) for key in ("NAMES", "METHODS")}
+
+
+@cache
+def _declared(key: str) -> Mapping[str, str]:
+    """Every name in the `NAMES` (or `METHODS`) line of a file here, with the file's name. Read from the text: nothing is imported."""
+    found: dict[str, str] = {}
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        line = _DECLARED[key].search(path.read_bytes())
+        for name in re.findall(r'"([^"]+)"', line[1].decode()) if line else ():
+            if name in found:
+                raise RuntimeError(f"format {name!r} stands in {found[name]}.py and in {path.name}")
+            found[name] = path.stem
+    return found
+
+
+def scheme_names() -> tuple[str, ...]:
+    """Every base name that `scheme` takes."""
+    return tuple(_declared("NAMES"))
+
+
+def scheme(name: str, *, dtype: str = "bf16", facts: ModelFacts | None = None) -> Scheme:
+    """The scheme called `name`; what it leaves unquantised is stored as `dtype`.
+
+    GGUF file types ask `facts` about the model (gguf_mixtures.model_facts). Raises NotFound for an unknown name, with the nearest, and
+    BadInput for an option that the format does not have.
+    """
+    names = _declared("NAMES")
+    base, *options = name.strip().split("-")
+    known = next((n for n in (base, base.lower(), base.upper()) if n in names), None)
+    if known is None:
+        raise NotFound(f"weights {name[:60]!r}: no such format{nearest(base[:60], names)}; known are {', '.join(names)}")
+    build: Callable[[str, list[str], str, ModelFacts | None], Scheme] = import_module(f".{names[known]}", __name__).scheme
+    return build(known, [option.lower() for option in options], dtype, facts)
+
+
+def scheme_from_config(config: Mapping[str, object], *, dtype: str = "bf16") -> Scheme:
+    """The scheme that a checkpoint's own `quantization_config` states; what it leaves unquantised is stored as `dtype`.
+
+    Raises Unknown for a method that we do not know, BadInput for a damaged config.
+    """
+    methods = _declared("METHODS")
+    method = method_of(config)
+    if method not in methods:
+        raise Unknown(f"quant_method {method[:60]!r} is not known{nearest(method[:60], methods)}; known are {', '.join(methods)}")
+    build: Callable[[Mapping[str, object], str], Scheme] = import_module(f".{methods[method]}", __name__).from_config
+    return build(config, dtype)
+
+
+def method_of(config: Mapping[str, object]) -> str:
+    """The name of the method that wrote `config`: `quant_method`, or what only one library's configs look like."""
+    method = config.get("quant_method", config.get("quantization_method"))
+    if method is None:
+        if "quant_algo" in config or "quantization" in config:
+            method = "modelopt"
+        elif "group_size" in config and "bits" in config:
+            method = "mlx"
+        elif config.get("load_in_4bit") or config.get("load_in_8bit"):
+            method = "bitsandbytes"
+    if not isinstance(method, str):
+        raise BadInput("quantization_config: 'quant_method' is missing or no string")
+    return method.lower()

@@ -1,0 +1,44 @@
+"""RMS norms that stay in fp32 to the end: Gemma's and Qwen3-Next's, and the gated ones of Mamba-2 and the gated delta net."""
+
+from __future__ import annotations
+
+from ..tape import Dim, Tape, Tensor
+from .norm import rms_norm
+
+
+def rms_norm_fp32(t: Tape, x: Tensor, name: str, *, weight: bool = True, width: int = 0) -> Tensor:
+    """x / rms(x) · (1 + w), in fp32 until the result: [..., width] -> [..., width].
+
+    `upcast`: x in fp32, the reciprocal root and, for the weight's gradient, the normed x in fp32 are kept for backward (`rms_norm` keeps
+    that one in the model's dtype); the product in fp32 is a tensor too. Source: transformers 5.23, Gemma3RMSNorm
+    (`models/gemma3/modeling_gemma3.py`) and Qwen3_5RMSNorm. `fused` kernels do as `rms_norm`.
+    """
+    if t.kernels.norm == "fused":
+        return rms_norm(t, x, name, weight=weight, width=width)
+    weights = (t.weight(f"{name}.weight", (width or x.shape[-1],), "norm"),) if weight else ()
+    upcast = t.op(f"{name}.float", (x,), x.shape, itemsize=4)
+    rstd = t.op(f"{name}.rstd", (upcast,), (*x.shape[:-1], Dim(1)), itemsize=4)
+    normed = t.op(f"{name}.normed", (upcast, rstd), x.shape, itemsize=4, saves=(upcast, rstd))
+    if weight:
+        normed = t.op(f"{name}.scaled", (normed,), x.shape, itemsize=4, weights=weights, saves=(normed,))
+    return t.op(name, (normed,), x.shape)
+
+
+def gated_rms_norm(t: Tape, x: Tensor, gate: Tensor, name: str, *, width: int = 0, gate_first: bool = False) -> Tensor:
+    """norm(x) · silu(gate), or norm(x · silu(gate)) with `gate_first` (Mamba-2): [..., width] -> [..., width].
+
+    `upcast`: the gate goes through fp32 too. Source: transformers 5.23, Qwen3NextRMSNormGated and MambaRMSNormGated
+    (`models/qwen3_next/modeling_qwen3_next.py`, `models/mamba2/modeling_mamba2.py`). `fused`: one kernel that keeps x, the gate and the
+    reciprocal root, as `rmsnorm_fn` of mamba-ssm and FusedRMSNormGated of flash-linear-attention.
+    """
+    if t.kernels.norm == "fused":
+        scale = t.weight(f"{name}.weight", (width or x.shape[-1],), "norm")
+        rstd = t.tensor(f"{name}.rstd", (*x.shape[:-1], Dim(1)), itemsize=4)
+        return t.op(name, (x, gate), x.shape, weights=(scale,), saves=(x, gate, rstd), extra=(rstd,))
+    normed = x if gate_first else rms_norm(t, x, name, width=width)
+    upcast = t.op(f"{name}.gate_float", (gate,), x.shape, itemsize=4)
+    silu = t.op(f"{name}.silu", (upcast,), x.shape, itemsize=4, saves=(upcast,))
+    product = t.op(f"{name}.gated", (normed, silu), x.shape, itemsize=4, saves=(normed, silu))
+    if gate_first:
+        return rms_norm(t, product, name, width=width)
+    return t.op(f"{name}.gated_cast", (product,), x.shape)
