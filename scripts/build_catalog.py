@@ -24,8 +24,8 @@ OFFICIAL = (
     "01-ai ai21labs Alibaba-NLP allenai answerdotai apple arcee-ai BAAI baidu bigcode bigscience ByteDance-Seed codellama "
     "CohereLabs databricks deepseek-ai distilbert EleutherAI FacebookAI facebook google google-bert google-t5 "
     "HuggingFaceH4 HuggingFaceTB huggyllama ibm-granite inclusionAI internlm intfloat jinaai kyutai LGAI-EXAONE LiquidAI "
-    "llava-hf lmsys meta-llama microsoft MiniMaxAI mistralai mistral-community mixedbread-ai moonshotai nvidia openai openai- "
-    "community openbmb PrimeIntellect Qwen Salesforce sentence-transformers stabilityai state-spaces stepfun-ai swiss-ai "
+    "llava-hf lmsys meta-llama microsoft MiniMaxAI mistralai mistral-community mixedbread-ai moonshotai nvidia openai "
+    "openai-community openbmb PrimeIntellect Qwen Salesforce sentence-transformers stabilityai state-spaces stepfun-ai swiss-ai "
     "tencent tiiuae TinyLlama upstage utter-project XiaomiMiMo zai-org"
 )
 HEAD = f"""\

@@ -15,15 +15,17 @@ from typing import TYPE_CHECKING, Any
 from .engines import Account, Job, engine
 from .engines.lines import cache_nbytes, kv_type, text_caches
 from .errors import BadInput, Unknown
-from .formats import ModelFacts, Scheme, scheme_from_config
+from .families import walk
+from .formats import Scheme, is_gguf, scheme_from_config
 from .formats import scheme as named_scheme
 from .ledger import Ledger, Moment, ledger
-from .model import Model
 from .scenario import Scenario, scenario
-from .tape import Tape
+from .sources.model import Model
+from .tape import Dim, Tape
 
 if TYPE_CHECKING:
     from .catalog.gpus import Gpu
+    from .formats.gguf_mixtures import ModelFacts
 
 
 @dataclass(frozen=True)
@@ -91,17 +93,24 @@ def estimate(model: str | Mapping[str, object] | Scenario, **keys: object) -> Es
         raise Unknown("task 'train': training is not estimated by this version, only inference")
     found = _model(asked.model)
     gpu = _gpu(asked)
-    gguf = found.gguf or _is_ggml(asked.weights)
+    gguf = found.gguf or (asked.weights is not None and is_gguf(asked.weights))
     name = asked.engine or ("llama.cpp" if gguf else "vllm")
     if gguf and name == "transformers":
-        raise Unknown("engine 'transformers' dequantises GGUF files when it loads them: name the number format that you load with --weights")
+        raise Unknown(
+            "engine 'transformers' dequantises GGUF files when it loads them: name the number format that you load with --weights"
+        )
     job = Job(scenario=asked, model=found, gpu=gpu, scheme=_scheme(asked, found))
     account = engine(name).account(job)
     return _answer(job, account, name)
 
 
 def _answer(job: Job, account: Account, name: str) -> Estimate:
-    filled = {"engine": name, "weights": job.scenario.weights or job.scheme.name, "kv_dtype": job.scenario.kv_dtype or "auto", **account.filled}
+    filled: dict[str, Any] = {
+        "engine": name,
+        "weights": job.scenario.weights or job.scheme.name,
+        "kv_dtype": job.scenario.kv_dtype or "auto",
+        **account.filled,
+    }
     return Estimate(
         scenario=replace(job.scenario, **filled),
         model=job.model,
@@ -109,7 +118,7 @@ def _answer(job: Job, account: Account, name: str) -> Estimate:
         ledger=ledger(account.items),
         room=account.room,
         facts={**_counts(account.tape, job), **account.facts},
-        assumptions=(*account.assumptions, *job.model.notes),
+        assumptions=(*account.assumptions, *([job.scheme.note] if job.scheme.note else []), *job.model.notes),
         remarks=tuple(account.remarks),
     )
 
@@ -142,16 +151,12 @@ def _gpu(asked: Scenario) -> Gpu | None:
     return gpu if asked.gpu_memory is None else replace(gpu, capacity=asked.gpu_memory, usable=asked.gpu_memory)
 
 
-def _is_ggml(weights: str | None) -> bool:
-    from .formats import is_ggml
-
-    return weights is not None and is_ggml(weights)
-
-
 def _scheme(asked: Scenario, model: Model) -> Scheme:
     """How the weights are stored: as the scenario says, as the checkpoint's own quantisation says, or in its dtype."""
     if asked.weights is not None:
-        return named_scheme(asked.weights, default_dtype=model.dtype, double_quant=bool(asked.double_quant), facts=_facts(model))
+        double = "-double" if asked.double_quant and asked.weights.lower() in ("nf4", "fp4") else ""
+        facts = _facts(model) if is_gguf(asked.weights) else None
+        return named_scheme(asked.weights + double, dtype=model.dtype, facts=facts)
     own = model.config.get("quantization_config") or model.text.get("quantization_config")
     if own is None:
         return named_scheme(model.dtype)
@@ -162,16 +167,22 @@ def _scheme(asked: Scenario, model: Model) -> Scheme:
 
 def _facts(model: Model) -> ModelFacts:
     """What llama.cpp's per-tensor rules ask of a model."""
+    from .formats.gguf_mixtures import model_facts
+
     text = model.text
 
     def size(*names: str, default: int = 1) -> int:
         return next((n for name in names if isinstance(n := text.get(name), int) and n > 0), default)
 
-    heads = size("num_attention_heads", "n_head", "num_heads")
-    experts = size("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts", default=0)
-    kv_heads = size("num_key_value_heads", "num_kv_heads", "n_head_kv", default=heads)
-    layers = size("num_hidden_layers", "n_layer", "n_layers", "num_layers")
-    return ModelFacts(layers=layers, heads=heads, kv_heads=kv_heads, experts=experts, tied=bool(text.get("tie_word_embeddings")))
+    heads = size("num_attention_heads", "n_head", "num_heads", "n_heads")
+    return model_facts(
+        walk(Tape(Dim(1, "sequences"), Dim(1, "tokens")), model.config).weights,
+        heads=heads,
+        kv_heads=size("num_key_value_heads", "num_kv_heads", "n_head_kv", default=heads),
+        model_type=str(model.config.get("model_type")),
+        qk_nope=size("qk_nope_head_dim", default=128),
+        v_dim=size("v_head_dim", default=128),
+    )
 
 
 def _counts(tape: Tape, job: Job) -> dict[str, int]:

@@ -9,8 +9,8 @@ from typing import Any
 from .engines.lines import loaded, text_caches
 from .families import walk
 from .formats.kv import kv_bytes
-from .model import Model
 from .sources import resolve
+from .sources.model import Model
 from .tape import Cache, Dim, Tape, numel
 
 

@@ -63,6 +63,7 @@ def shape_label(shape: Iterable[int]) -> str:
 
 
 Kind = Literal["embed", "head", "linear", "experts", "router", "norm", "conv", "buffer"]
+_PARTS = {"embed": "embedding", "head": "head", "norm": "norms"}
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -202,6 +203,7 @@ class Tape:
     part: str = "other"
     repeated: tuple[int, ...] | None = None
     frames: list[list[Tensor]] = field(default_factory=lambda: [[]])
+    tables: list[Tensor] = field(default_factory=list)
     in_tower: str | None = None
 
     # ---- where we are -----------------------------------------------------------------
@@ -224,6 +226,16 @@ class Tape:
         self.frames[-1].append(x)
         return x
 
+    def shared(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        """A tensor that all layers use, such as rotary tables: made once, kept until the outermost module returns."""
+        found = next((tensor for tensor in self.tables if tensor.name == name and tensor.shape == shape), None)
+        if found is None:
+            found = self.tensor(name, shape)
+            found.repeats = 1
+            self.tables.append(found)
+            self.frames[min(1, len(self.frames) - 1)].append(found)
+        return found
+
     @contextmanager
     def layers(self, name: str, indices: Sequence[int], x: Tensor) -> Iterator[Tensor]:
         """Inside the layers `indices` of the list `name`: walked once, counted `len(indices)` times. Yields their input.
@@ -239,10 +251,10 @@ class Tape:
     @contextmanager
     def tower(self, name: str) -> Iterator[None]:
         """Inside a tower for another modality: its weights count, its activations only when that modality is used."""
-        before, part = self.in_tower, self.part
-        self.in_tower, self.part = name, f"{name} tower"
+        before = self.in_tower
+        self.in_tower = name
         yield
-        self.in_tower, self.part = before, part
+        self.in_tower = before
 
     @property
     def repeats(self) -> int:
@@ -258,7 +270,7 @@ class Tape:
             name=self.prefix + name,
             shape=shape,
             kind=kind,
-            part=self.part,
+            part=f"{self.in_tower} tower" if self.in_tower else _PARTS.get(kind, self.part),
             layers=self.repeated,
             copies=copies,
             active=active,

@@ -158,8 +158,24 @@ def all_gpus() -> list[Gpu]:
 
 # How people write a GPU: "NVIDIA GeForce RTX 4090", "A100-SXM4-80GB", "m3 max 128gb".
 _GENERIC = frozenset(
-    ("nvidia", "geforce", "amd", "radeon", "instinct", "intel", "apple", "google", "aws", "tesla")
-    + ("gpu", "graphics", "generation", "edition", "workstation", "hbm")
+    (
+        "nvidia",
+        "geforce",
+        "tesla",
+        "amd",
+        "radeon",
+        "instinct",
+        "intel",
+        "apple",
+        "google",
+        "aws",
+        "gpu",
+        "graphics",
+        "generation",
+        "edition",
+        "workstation",
+        "hbm",
+    )
 )
 _SIZE = r"(?<![a-z0-9])(\d{1,4})\s?(?:gib|gb|g)\b"
 
@@ -221,12 +237,38 @@ def find_gpu(name: str) -> Gpu:
     if len(found) > 1:
         several = ", ".join(row["id"] for row in found[:8]) + (", …" if len(found) > 8 else "")
         raise BadInput(f"GPU {name[:80]!r}: may mean several; name one of {several}")
+    gb = _handle(name)[1]
+    if not found and gb is not None and (others := _meant(re.sub(_SIZE, " ", name.lower()))):
+        raise NotFound(f"GPU {name[:80]!r}: no {' or '.join(row['id'] for row in others[:8])} with {gb} GB in the catalogue")
     if not found:
         handles = {text.lower() for row in _rows().values() for text in (row["id"], *row["aliases"])}
         raise NotFound(f"GPU {name[:80]!r}: not in the catalogue{nearest(name, handles)}")
-    gb = _handle(name)[1]
     sizes = [size for size in found[0]["memory"].get("options_gib", ()) if size == gb]
     return _gpu(found[0], sizes[0] if sizes else None)
+
+
+def anonymous_gpu(memory: int) -> Gpu:
+    """A GPU of which only the `memory` is given, in bytes, all of it usable; its speed is not known (bandwidth 0, no rates)."""
+    given = f"given: {memory / GiB:.2f} GiB"
+    row = {
+        "id": "unnamed",
+        "name": "unnamed GPU",
+        "aliases": (),
+        "vendor": "",
+        "kind": "",
+        "year": 0,
+        "bandwidth_gb_per_s": 0,
+        "tflops": {},
+    }
+    stated = {
+        "nominal": f"{memory} B",
+        "type": "",
+        "driver": f"{memory} B",
+        "driver_source": given,
+        "usable": f"{memory} B",
+        "usable_source": given,
+    }
+    return _gpu(row | {"memory": stated, "source": ()})
 
 
 def search_gpus(query: str = "") -> list[Gpu]:

@@ -23,6 +23,7 @@ VARIANTS: dict[str, float] = {
 """Words that say which release, tuning or encoding of a network it is -> how far that is from the plain name."""
 
 _DATE_CONTEXT_ACTIVE = r"\d{4}|\d{6}|\d{8}|\d{1,3}k|1m|a\d+(?:\.\d+)?[bm]|v0\d*(?:\.\d+)*"
+_UNDERSCORE_POINT = r"(?<=[-_ ]\d)_(?=\d(?!\d))|(?<=[a-z]\d)_(?=\d(?![\da-z]))"  # phi-1_5, stablelm-2-1_6b; not qwen3_8b
 _VERSION = r"v\d+(?:\.\d+)*"
 _SIZE = r"e?\d+(?:\.\d+)?(?:x\d+(?:\.\d+)?)?[bm]\d?|\d+e"
 _WORD = r"(?:nv|mx|b)?fp?\d+|int\d+|[a-z]{2,}(?=\d)|[a-z]*\d+(?:\.\d+)*[a-z]*(?:\d+(?:\.\d+)*[a-z]+)?|[a-z]+"
@@ -53,7 +54,7 @@ def parse(name: str) -> Name:
     >>> parse("llama3.1:8b") == parse("Meta-Llama-3.1-8B")
     True
     """
-    text = re.sub(r"(?<=\d)_(?=\d)", ".", name.lower())
+    text = re.sub(_UNDERSCORE_POINT, ".", name.lower())
     text = re.sub(r"\b(0\d|1[0-2])-(20\d\d)\b", r"\1\2", text)
     core: list[str] = []
     variants: set[str] = set()

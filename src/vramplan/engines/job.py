@@ -10,8 +10,8 @@ from ..errors import BadInput, Unknown
 from ..families import walk
 from ..formats import Scheme
 from ..ledger import Item
-from ..model import Model
 from ..scenario import Scenario
+from ..sources.model import Model
 from ..tape import Dim, Kernels, Tape
 
 
@@ -59,8 +59,9 @@ class Job:
 class Account:
     """An engine's answer for one GPU.
 
-    `tape` is a pass whose weights and caches are those of `items`; `room` is what the engine may take of the GPU, in bytes (None without a GPU); `filled` the scenario's keys that it filled in;
-    `facts` further quantities under the names of the machine interface; `remarks` what a user should know beside the numbers.
+    `tape` is a pass whose weights and caches are those of `items`; `room` is what the engine may take of the GPU, in bytes (None without
+    a GPU); `filled` the scenario's keys that it filled in; `facts` further quantities under the names of the machine interface;
+    `remarks` what a user should know beside the numbers.
     """
 
     tape: Tape

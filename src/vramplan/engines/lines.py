@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 
 from ..errors import Unknown
-from ..formats import weights_nbytes
+from ..formats import Format, weights_nbytes
 from ..formats.kv import kv_bytes
 from ..ledger import Item, Moment
-from ..model import Model
+from ..sources.model import Model
 from ..sources.stored import StoredTensor
 from ..tape import Cache, Tape, Weight, numel, shape_label
 from .job import Job
@@ -26,7 +26,7 @@ def weight_items(job: Job, tape: Tape, alive: frozenset[Moment]) -> Iterator[Ite
         return
     source = f"shapes: {job.model.origin}"
     for weight, form, layers, nbytes in weights_nbytes(tape.weights, job.scheme):
-        why = f"{_times(weight, layers)}{shape_label(weight.shape)} in {form.name}"
+        why = f"{_times(weight, layers)}{shape_label(weight.shape)} in {_size(form)}"
         yield Item(path=_path(weight), nbytes=nbytes, alive=alive, why=why, source=source)
 
 
@@ -35,9 +35,15 @@ def _path(weight: Weight) -> tuple[str, ...]:
     return ("weights", weight.part, leaf)
 
 
-def _times(weight: Weight, layers: int) -> str:
-    parts = [f"{layers} layers × "] if weight.layers is not None else []
+def _times(weight: Weight, layers: tuple[int, ...] | None) -> str:
+    parts = [f"{len(layers)} layers × "] if layers is not None else []
     return "".join([*parts, f"{weight.copies} experts × " if weight.copies > 1 else ""])
+
+
+def _size(form: Format) -> str:
+    """`bf16 (2 B)`, `Q4_K (144/256 B)`, `nf4 (1/2 B + absmax 4 B per 64)`: bytes per element, and what comes beside them."""
+    size = f"{form.block_bytes} B" if form.block == 1 else f"{form.block_bytes}/{form.block} B"
+    return f"{form.name} ({' + '.join([size, *(extra.what for extra in form.extras if extra.loaded)])})"
 
 
 # ---- weights as a file's header states them ---------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from math import ceil
 from ..errors import Unknown
 from ..ledger import Item, Moment
 from ..tape import Cache, Kernels, numel
-from ..units import GiB
+from ..units import GiB, gib
 from .job import Account, Job
 from .lines import SERVING, cache_items, cache_nbytes, kv_type, text_caches, weight_items
 
@@ -30,7 +30,7 @@ NON_TORCH = GiB // 4
 CONTEXT = 548 * GiB // 1024
 """Already taken when vLLM starts (CUDA context): 0.51 GiB in llm-d-planner's H100 logs, with one GPU."""
 GRAPHS = 91 * GiB // 100
-"""51 piecewise and the full decode graphs: 0.67–1.84, median 0.91 GiB in 43 logs of 0.19.0 with one H100. Not derived: it varies by model."""
+"""51 piecewise and the full decode graphs: 0.67–1.84, median 0.91 GiB in 43 logs of 0.19.0 with one H100. Not derived from the model."""
 KERNELS = Kernels(attention="flash", norm="fused", mlp="merged", rope="inplace", logits="last", frames="freed")
 
 
@@ -93,11 +93,10 @@ def account(job: Job) -> Account:
         account.facts["kv_cache"] = max(pool, 0)
         account.facts["process"] = budget_items + outside + max(pool, need)
         if need:
-            account.facts["kv_tokens"] = max(pool, 0) * context // need
+            tokens = account.facts["kv_tokens"] = max(pool, 0) * context // need
             if pool > 0:
-                account.remarks.append(
-                    f"the pool of {pool / GiB:.2f} GiB holds {account.facts['kv_tokens']:,} tokens: {pool / need:.1f} sequences of {context:,}"
-                )
+                held = f"{tokens:,} tokens: {pool / need:.1f} sequences of {context:,}"
+                account.remarks.append(f"the cache pool of {gib(pool)} holds {held}")
     return account
 
 

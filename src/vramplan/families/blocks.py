@@ -39,7 +39,7 @@ def self_attention(
         if qk_norm:
             q, k = rms_norm(t, q, "q_norm", width=head_dim), rms_norm(t, k, "k_norm", width=head_dim)
         if rotary:
-            q, k = rope(t, q, "q"), rope(t, k, "k")
+            q, k = rope(t, q, "q", head_dim), rope(t, k, "k", head_dim)
         if cached:
             cache_kv(t, kv_heads, head_dim, window=window)
         y = attention(t, q, k, v, heads=heads, kv_heads=kv_heads, window=window)

@@ -16,7 +16,7 @@ MODEL_TYPES = ("bloom",)
 
 def forward(t: Tape, c: Config) -> None:
     common = renamed(c, n_embed="hidden_size", n_layer="num_hidden_layers", n_head="num_attention_heads")
-    s = sizes(common, grouped=False, split=True, ffn=4)
+    s = sizes(common, grouped=False, split=True, ffn=("n_inner", 4))
 
     with t.module("transformer"):
         x, tokens = embed(t, "word_embeddings", s.vocab, s.hidden)

@@ -35,12 +35,13 @@ def sizes(
     head_dim: int | None = None,
     grouped: bool = True,
     split: bool = False,
-    ffn: int | None = None,
+    ffn: tuple[str, int] | None = None,
 ) -> Sizes:
-    """Read and check the sizes of a decoder. `kv_heads`, `head_dim` and `ffn` are the family's defaults (heads, hidden / heads, none).
+    """Read and check the sizes of a decoder. `kv_heads` and `head_dim` are the family's defaults, else heads and hidden / heads.
 
-    Not `grouped`: there are as many kv heads as heads, whatever the config says. `split`: the heads split hidden, likewise. `ffn` is a
-    multiple of hidden. Raises BadInput where the heads do not divide hidden, or the kv heads not the heads.
+    Not `grouped`: there are as many kv heads as heads, whatever the config says. `split`: the heads split hidden, likewise. `ffn`: its
+    key, where it is not `intermediate_size`, and the multiple of hidden that it is by default. Raises BadInput where the heads do not
+    divide hidden, or the kv heads not the heads.
     """
     hidden, heads = c.size("hidden_size", label="hidden"), c.size("num_attention_heads", label="heads")
     kv = c.size("num_key_value_heads", kv_heads or int(heads), label="kv_heads") if grouped else Dim(int(heads), "kv_heads")
@@ -52,7 +53,8 @@ def sizes(
         dim = Dim(int(hidden) // int(heads), "head_dim")
     else:
         dim = c.size("head_dim", head_dim)
-    width = c.size("intermediate_size", ffn * int(hidden) if ffn else None, label="ffn")
+    key, default = (ffn[0], ffn[1] * int(hidden)) if ffn else ("intermediate_size", None)
+    width = c.size(key, default, label="ffn")
     return Sizes(
         layers=c.layers(), hidden=hidden, heads=heads, kv_heads=kv, head_dim=dim, ffn=width, vocab=c.size("vocab_size", label="vocab")
     )

@@ -23,7 +23,7 @@ def forward(t: Tape, c: Config) -> None:
     common = renamed(
         c, n_embed="hidden_size", n_layer="num_hidden_layers", n_head="num_attention_heads", num_kv_heads="num_key_value_heads"
     )
-    s = sizes(renamed(common, ffn_hidden_size="intermediate_size"), grouped=new, split=True, ffn=4)
+    s = sizes(common, grouped=new, split=True, ffn=("ffn_hidden_size", 4))
     if not new and c.flag("multi_query", True):
         s = replace(s, kv_heads=Dim(1, "kv_heads"))
     bias, rotary = c.flag("bias"), not c.flag("alibi")

@@ -1,4 +1,4 @@
-"""GLM-4 (`glm`) and GLM-4-0414 (`glm4`, with a norm at the end of each branch too): Llama with biases on q, k, v, gate and up in one matrix."""
+"""GLM-4 (`glm`): Llama with biases on q, k and v, and gate and up in one matrix. GLM-4-0414 (`glm4`) norms the end of each branch too."""
 
 from __future__ import annotations
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ..ops import activation, add, embed, head, layer_norm, linear
+from ..ops import add, embed, head, layer_norm, linear
+from ..ops.activations import activate
 from ..ops.conv1d import conv1d
 from ..tape import Dim, Tape, Tensor
 from .config import Config
@@ -19,11 +20,13 @@ MODEL_TYPES = ("gpt2", "gpt_bigcode")
 
 def forward(t: Tape, c: Config) -> None:
     big = c.text("model_type") == "gpt_bigcode"
-    common = renamed(c, n_embd="hidden_size", n_layer="num_hidden_layers", n_head="num_attention_heads", n_inner="intermediate_size")
-    s = sizes(common, grouped=False, split=True, ffn=4)
+    common = renamed(c, n_embd="hidden_size", n_layer="num_hidden_layers", n_head="num_attention_heads")
+    s = sizes(common, grouped=False, split=True, ffn=("n_inner", 4))
     if big and c.flag("multi_query", True):
         s = replace(s, kv_heads=Dim(1, "kv_heads"))
     positions = renamed(c, n_positions="max_position_embeddings").size("max_position_embeddings", 1024, label="positions")
+
+    act = c.text("activation_function", "gelu_pytorch_tanh" if big else "gelu_new")
 
     def project(x: Tensor, name: str, out: Dim) -> Tensor:
         return linear(t, x, name, out, bias=True) if big else conv1d(t, x, name, out)
@@ -40,7 +43,7 @@ def forward(t: Tape, c: Config) -> None:
             x = add(t, x, y)
             y = layer_norm(t, x, "ln_2")
             with t.module("mlp", y, part="mlp"):
-                y = project(activation(t, project(y, "c_fc", s.ffn)), "c_proj", s.hidden)
+                y = project(activate(t, project(y, "c_fc", s.ffn), act), "c_proj", s.hidden)
             x = add(t, x, y)
         x = layer_norm(t, x, "ln_f")
     head(t, x, "lm_head", s.vocab, tied=tokens if c.flag("tie_word_embeddings", True) else None)

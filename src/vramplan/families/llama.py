@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from ..errors import BadInput
 from ..ops import add, embed, head, linear, rms_norm
+from ..ops.norm_fp32 import rms_norm_fp32
 from ..tape import Tape
 from .blocks import gated_mlp
 from .config import Config, groups
@@ -24,12 +25,13 @@ def forward(t: Tape, c: Config) -> None:
     kind = c.text("model_type")
     s = sizes(c, kv_heads=KV_HEADS.get(kind), head_dim=HEAD_DIM.get(kind))
     bias, out_bias, mlp_bias = biases(c, kind)
+    norm = rms_norm_fp32 if kind == "helium" else rms_norm
 
     with t.module("model"):
         x, tokens = embed(t, "embed_tokens", s.vocab, s.hidden)
         for (window, rotary), layers in groups(layer_kinds(c, kind, s)):
             with t.layers("layers", layers, x) as x:
-                y = rms_norm(t, x, "input_layernorm")
+                y = norm(t, x, "input_layernorm")
                 with t.module("self_attn", y, part="attention"):
                     q, k, v = project(t, y, s, bias=bias)
                     if kind == "qwen3":
@@ -37,8 +39,8 @@ def forward(t: Tape, c: Config) -> None:
                     y = attend(t, q, k, v, s, window=window, rotary=rotary)
                     y = linear(t, y, "o_proj", s.hidden, bias=out_bias)
                 x = add(t, x, y)
-                x = add(t, x, gated_mlp(t, rms_norm(t, x, "post_attention_layernorm"), s.ffn, bias=mlp_bias))
-        x = rms_norm(t, x, "norm")
+                x = add(t, x, gated_mlp(t, norm(t, x, "post_attention_layernorm"), s.ffn, bias=mlp_bias))
+        x = norm(t, x, "norm")
     head(t, x, "lm_head", s.vocab, tied=tokens if c.flag("tie_word_embeddings", kind in TIED) else None)
 
 

@@ -6,7 +6,8 @@ learned scalars and two constants per layer, which its checkpoints hold.
 
 from __future__ import annotations
 
-from ..ops import activation, add, embed, head, layer_norm, linear, rms_norm
+from ..ops import add, embed, head, layer_norm, linear, rms_norm
+from ..ops.activations import activate
 from ..tape import Dim, Tape, Tensor
 from .config import Config
 from .dense import attend, project, sizes
@@ -18,7 +19,7 @@ def forward(t: Tape, c: Config) -> None:
     kind = c.text("model_type")
     apertus, norm = kind == "apertus", layer_norm if kind == "nemotron" else rms_norm
     s, bias = sizes(c), c.flag("attention_bias")
-    xielu = apertus and c.text("hidden_act", "xielu") == "xielu"
+    act = c.text("hidden_act", "xielu" if apertus else "relu2")
     names = ("attention_layernorm", "feedforward_layernorm") if apertus else ("input_layernorm", "post_attention_layernorm")
 
     with t.module("model"):
@@ -31,18 +32,18 @@ def forward(t: Tape, c: Config) -> None:
                     q, k = rms_norm(t, q, "q_norm", width=s.head_dim), rms_norm(t, k, "k_norm", width=s.head_dim)
                 y = linear(t, attend(t, q, k, v, s), "o_proj", s.hidden, bias=bias)
             x = add(t, x, y)
-            x = add(t, x, mlp(t, norm(t, x, names[1]), s.ffn, bias=c.flag("mlp_bias") and not apertus, xielu=xielu))
+            x = add(t, x, mlp(t, norm(t, x, names[1]), s.ffn, bias=c.flag("mlp_bias") and not apertus, act=act))
         x = norm(t, x, "norm")
     head(t, x, "lm_head", s.vocab, tied=tokens if c.flag("tie_word_embeddings") else None)
 
 
-def mlp(t: Tape, x: Tensor, ffn: Dim, *, bias: bool, xielu: bool) -> Tensor:
+def mlp(t: Tape, x: Tensor, ffn: Dim, *, bias: bool, act: str) -> Tensor:
     """Up, activation, down: [b, s, hidden] -> [b, s, hidden]."""
     with t.module("mlp", x, part="mlp"):
         y = linear(t, x, "up_proj", ffn, bias=bias)
-        if xielu:
+        if act == "xielu":
             for name in ("alpha_p", "alpha_n"):
                 t.weight(f"act_fn.{name}", (1,), "norm")
             for name in ("beta", "eps"):
                 t.weight(f"act_fn.{name}", (1,), "buffer")
-        return linear(t, activation(t, y), "down_proj", x.shape[-1], bias=bias)
+        return linear(t, activate(t, y, act), "down_proj", x.shape[-1], bias=bias)

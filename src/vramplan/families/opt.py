@@ -5,17 +5,19 @@
 
 from __future__ import annotations
 
-from ..ops import activation, add, embed, head, layer_norm, linear
+from ..ops import add, embed, head, layer_norm, linear
+from ..ops.activations import activate
 from ..tape import Tape
 from .config import Config
-from .dense import attend, project, renamed, sizes
+from .dense import attend, project, sizes
 
 MODEL_TYPES = ("opt",)
 
 
 def forward(t: Tape, c: Config) -> None:
-    s = sizes(renamed(c, ffn_dim="intermediate_size"), grouped=False, split=True)
+    s = sizes(c, grouped=False, split=True, ffn=("ffn_dim", 4))
     width = c.size("word_embed_proj_dim", int(s.hidden))
+    act = c.text("activation_function", "relu")
     positions = c.size("max_position_embeddings", 2048, label="positions")
     before, bias, affine = c.flag("do_layer_norm_before", True), c.flag("enable_bias", True), c.flag("layer_norm_elementwise_affine", True)
 
@@ -34,7 +36,7 @@ def forward(t: Tape, c: Config) -> None:
             x = x if before else layer_norm(t, x, "self_attn_layer_norm", weight=affine, bias=affine)
             y = layer_norm(t, x, "final_layer_norm", weight=affine, bias=affine) if before else x
             with t.module("", part="mlp"):
-                y = linear(t, activation(t, linear(t, y, "fc1", s.ffn, bias=bias)), "fc2", s.hidden, bias=bias)
+                y = linear(t, activate(t, linear(t, y, "fc1", s.ffn, bias=bias), act), "fc2", s.hidden, bias=bias)
             x = add(t, x, y)
             x = x if before else layer_norm(t, x, "final_layer_norm", weight=affine, bias=affine)
         if before and not c.flag("_remove_final_layer_norm"):

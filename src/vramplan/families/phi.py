@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from ..ops import add, embed, head, layer_norm, linear
+from ..ops.activations import activate
 from ..tape import Tape, Tensor
-from .blocks import plain_mlp
 from .config import Config
 from .dense import Sizes, attend, project, sizes
 
@@ -12,7 +12,7 @@ MODEL_TYPES = ("phi",)
 
 
 def forward(t: Tape, c: Config) -> None:
-    s, qk_norm = sizes(c), c.flag("qk_layernorm")
+    s, qk_norm, act = sizes(c), c.flag("qk_layernorm"), c.text("hidden_act", "gelu_new")
 
     with t.module("model"):
         x, tokens = embed(t, "embed_tokens", s.vocab, s.hidden)
@@ -23,7 +23,10 @@ def forward(t: Tape, c: Config) -> None:
                 if qk_norm:
                     q, k = head_norm(t, q, "q_layernorm", s.heads, s), head_norm(t, k, "k_layernorm", s.kv_heads, s)
                 a = linear(t, attend(t, q, k, v, s), "dense", s.hidden, bias=True)
-            x = add(t, add(t, a, plain_mlp(t, y, s.ffn)), x)
+            with t.module("mlp", y, part="mlp"):
+                m = activate(t, linear(t, y, "fc1", s.ffn, bias=True), act)
+                m = linear(t, m, "fc2", s.hidden, bias=True)
+            x = add(t, add(t, a, m), x)
         x = layer_norm(t, x, "final_layernorm")
     head(t, x, "lm_head", s.vocab, tied=tokens if c.flag("tie_word_embeddings") else None, bias=True)
 

@@ -76,17 +76,19 @@ def patch_embedding(t: Tape, c: Config, width: Dim, *, patch: int, bias: bool) -
     return t.op("patch_embed", (pixels,), (Dim(1), patches, width), weights=tuple(weights), saves=(pixels,))
 
 
-def blocks(t: Tape, c: Config, x: Tensor, *, depth: int, norm: Norm, mlp: Mlp) -> Tensor:
-    """The ViT's layers: x + attention(norm(x)), x + mlp(norm(x))."""
-    heads = c.size("num_heads", 16, label="vision_heads")
+def blocks(
+    t: Tape, c: Config, x: Tensor, *, depth: int, norm: Norm, mlp: Mlp, heads: int = 16, biases: tuple[bool, bool] = (True, True)
+) -> Tensor:
+    """The ViT's layers: x + attention(norm(x)), x + mlp(norm(x)); `biases` are those of the attention's input and output."""
+    heads = c.size("num_heads", heads, label="vision_heads")
     width = Dim(int(x.shape[-1]), "vision_hidden")
     multiple(c, width, heads)
     with t.layers("blocks", range(c.layers("depth", depth)), x) as x:
         y = norm(t, x, "norm1")
         with t.module("attn", y):
-            qkv = linear(t, y, "qkv", 3 * width, bias=True)
+            qkv = linear(t, y, "qkv", 3 * width, bias=biases[0])
             q, k, v = (t.view(qkv, (*x.shape[:-1], width)) for _ in range(3))
-            y = linear(t, attention(t, q, k, v, heads=heads, kv_heads=heads, past=False), "proj", width, bias=True)
+            y = linear(t, attention(t, q, k, v, heads=heads, kv_heads=heads, past=False), "proj", width, bias=biases[1])
         x = add(t, x, y)
         return add(t, x, mlp(t, norm(t, x, "norm2")))
 

@@ -1,4 +1,4 @@
-"""T5: an encoder, and a decoder that attends to itself and to the encoder's output; relative positions from a table in a stack's first block.
+"""T5: an encoder, and a decoder that attends to itself and to the encoder's output; relative positions by a table in each first block.
 
 The heads' width `d_kv` is a number of its own, norms have no bias, no linear has one. The decoder caches its own keys and values, and those
 of the encoder's output. The pass takes as many tokens in the encoder as in the decoder. `shared` embeds both and is the head too;
@@ -7,7 +7,8 @@ v1.1 and Flan-T5 have a head of their own and a gated MLP. `T5EncoderModel` has 
 
 from __future__ import annotations
 
-from ..ops import activation, add, attention, embed, gated, head, linear, rms_norm
+from ..ops import add, attention, embed, gated, head, linear, rms_norm
+from ..ops.activations import activate
 from ..tape import Dim, Tape, Tensor
 from .blocks import cache_kv
 from .config import Config, groups
@@ -34,7 +35,7 @@ def forward(t: Tape, c: Config) -> None:
 def stack(t: Tape, c: Config, x: Tensor, s: Sizes, name: str, n: int, encoded: Tensor | None = None) -> Tensor:
     """Blocks of self-attention, for the decoder cross-attention to `encoded`, and an MLP: [b, s, hidden] -> [b, s, hidden]."""
     buckets = c.size("relative_attention_num_buckets", 32, label="buckets")
-    is_gated = c.text("feed_forward_proj", "relu").startswith("gated")
+    act = c.text("feed_forward_proj", "relu")
     with t.module(name):
         for first, layers in groups(i == 0 for i in range(n)):
             with t.layers("block", layers, x) as x:
@@ -44,7 +45,7 @@ def stack(t: Tape, c: Config, x: Tensor, s: Sizes, name: str, n: int, encoded: T
                     y = rms_norm(t, x, "layer.1.layer_norm")
                     x = add(t, x, attend(t, y, encoded, s, "layer.1.EncDecAttention", cached=True))
                 y = rms_norm(t, x, f"layer.{1 if encoded is None else 2}.layer_norm")
-                x = add(t, x, mlp(t, y, s, f"layer.{1 if encoded is None else 2}.DenseReluDense", is_gated))
+                x = add(t, x, mlp(t, y, s, f"layer.{1 if encoded is None else 2}.DenseReluDense", act))
         return rms_norm(t, x, "final_layer_norm")
 
 
@@ -61,8 +62,8 @@ def attend(t: Tape, x: Tensor, source: Tensor, s: Sizes, module: str, *, cached:
         return linear(t, y, "o", s.hidden)
 
 
-def mlp(t: Tape, x: Tensor, s: Sizes, module: str, is_gated: bool) -> Tensor:
-    """relu, or a gated gelu: [b, s, hidden] -> [b, s, hidden]."""
+def mlp(t: Tape, x: Tensor, s: Sizes, module: str, act: str) -> Tensor:
+    """Plain, or gated where `act` says so ("gated-gelu"): [b, s, hidden] -> [b, s, hidden]."""
     with t.module(module, x, part="mlp"):
-        y = gated(t, x, "wi_0", "wi_1", s.ffn) if is_gated else activation(t, linear(t, x, "wi", s.ffn))
+        y = gated(t, x, "wi_0", "wi_1", s.ffn) if act.startswith("gated") else activate(t, linear(t, x, "wi", s.ffn), act)
         return linear(t, y, "wo", s.hidden)

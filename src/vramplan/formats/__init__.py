@@ -12,7 +12,7 @@ Names are `base` or `base-option-option`: `gptq-8bit-g32`, `nf4-double`, `exl3-4
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
@@ -23,9 +23,9 @@ from ..errors import BadInput, NotFound, Unknown, nearest
 from ..tape import Weight
 
 if TYPE_CHECKING:
-    from .gguf_mixtures import ModelFacts
+    from .gguf_facts import ModelFacts
 
-__all__ = ["Extra", "Format", "Scheme", "Share", "scheme", "scheme_from_config", "scheme_names", "weights_nbytes"]
+__all__ = ["Extra", "Format", "Scheme", "Share", "is_gguf", "scheme", "scheme_from_config", "scheme_names", "weights_nbytes"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,8 +101,8 @@ class Scheme(Protocol):
     def layered(self) -> bool:
         """Whether any answer depends on the layer's index; only then need a caller go through the layers."""
 
-    def varies(self, weight: Weight) -> bool:
-        """Whether this weight's format depends on the layer's index."""
+    def apart(self, weight: Weight) -> Collection[int]:
+        """The layers in which `weight` may take another format than in all others, where it takes one."""
 
     def format_of(self, weight: Weight, layer: int | None) -> Format:
         """The format of `weight` in `layer` (None for a weight outside the layers)."""
@@ -123,13 +123,19 @@ def weights_nbytes(weights: Iterable[Weight], scheme: Scheme, *, stored: bool = 
     for weight in weights:
         rows, cols = matrix(weight)
         layers = weight.layers
-        if layers is None or not layered or not scheme.varies(weight):
-            form = scheme.format_of(weight, None if layers is None else layers[0])
+        apart = scheme.apart(weight) if layered and layers else ()
+        if layers is None or not apart:
+            form = scheme.format_of(weight, layers[0] if layers else None)
             yield Share(weight, form, layers, form.nbytes(rows, cols, weight.copies * weight.repeats, stored=stored))
             continue
         split: dict[Format, list[int]] = {}
+        common = None
         for layer in layers:
-            split.setdefault(scheme.format_of(weight, layer), []).append(layer)
+            if layer in apart:
+                form = scheme.format_of(weight, layer)
+            else:
+                form = common = common or scheme.format_of(weight, layer)
+            split.setdefault(form, []).append(layer)
         for form, some in split.items():
             yield Share(weight, form, tuple(some), form.nbytes(rows, cols, weight.copies * len(some), stored=stored))
 
@@ -145,7 +151,9 @@ def matrix(weight: Weight) -> tuple[int, int]:
     return int(first), cols
 
 
-_DECLARED = {key: re.compile(rb"^%s = \((.*?)\)$" % key.encode(), re.MULTILINE | re.DOTALL) for key in ("NAMES", "METHODS")}
+_DECLARED = {
+    key: re.compile(rb"^%s = \((.*?)\)(?:  # fmt: skip)?$" % key.encode(), re.MULTILINE | re.DOTALL) for key in ("NAMES", "METHODS")
+}
 
 
 @cache
@@ -169,16 +177,26 @@ def scheme_names() -> tuple[str, ...]:
 def scheme(name: str, *, dtype: str = "bf16", facts: ModelFacts | None = None) -> Scheme:
     """The scheme called `name`; what it leaves unquantised is stored as `dtype`.
 
-    GGUF file types ask `facts` about the model (gguf_mixtures.model_facts). Raises NotFound for an unknown name, with the nearest, and
+    GGUF file types ask `facts` about the model (gguf_facts.model_facts). Raises NotFound for an unknown name, with the nearest, and
     BadInput for an option that the format does not have.
     """
     names = _declared("NAMES")
     base, *options = name.strip().split("-")
-    known = next((n for n in (base, base.lower(), base.upper()) if n in names), None)
+    known = _known(base)
     if known is None:
         raise NotFound(f"weights {name[:60]!r}: no such format{nearest(base[:60], names)}; known are {', '.join(names)}")
     build: Callable[[str, list[str], str, ModelFacts | None], Scheme] = import_module(f".{names[known]}", __name__).scheme
     return build(known, [option.lower() for option in options], dtype, facts)
+
+
+def is_gguf(name: str) -> bool:
+    """Whether `name` is a file type of llama.cpp, such as Q4_K_M."""
+    known = _known(name.strip().split("-")[0])
+    return known is not None and _declared("NAMES")[known] == "gguf_mixtures"
+
+
+def _known(base: str) -> str | None:
+    return next((name for name in (base, base.lower(), base.upper()) if name in _declared("NAMES")), None)
 
 
 def scheme_from_config(config: Mapping[str, object], *, dtype: str = "bf16") -> Scheme:

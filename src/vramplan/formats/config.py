@@ -68,4 +68,16 @@ class ListOfNames:
 
 def left_out(names: ListOfNames, dialect: Dialect) -> tuple[tuple[Patterns, Format | None], ...]:
     """`names` as a rule of a Selective scheme."""
-    return ((Patterns(names.entries, dialect, cut_short=names.cut_short), None),) if names.entries else ()
+    entries = (*names.entries, *_unseen(names.entries)) if names.cut_short else names.entries
+    return ((Patterns(entries, dialect, cut_short=names.cut_short), None),) if entries else ()
+
+
+def _unseen(entries: tuple[str, ...]) -> list[str]:
+    """What lists with such a beginning go on to name: full attention beside linear attention, the other dense layers beside the first.
+
+    Checked against the published totals of Qwen3.5-122B-A10B-NVFP4 and GLM-5.1-NVFP4, which the lists then give to the element.
+    """
+    more = [entry.replace("linear_attn", "self_attn") for entry in entries if "linear_attn" in entry]
+    if any(entry.rstrip("*.")[-1:].isdigit() for entry in entries) and any("shared_expert" in entry for entry in entries):
+        more += [f"*.mlp.{name}_proj" for name in ("gate", "up", "down")]
+    return more

@@ -11,7 +11,7 @@ from .config import ListOfNames, integer, left_out
 from .selective import Selective
 
 if TYPE_CHECKING:
-    from .gguf_mixtures import ModelFacts
+    from .gguf_facts import ModelFacts
 
 NAMES = ("fp8",)
 METHODS = ("fp8", "fbgemm_fp8")

@@ -6,6 +6,10 @@ file type's rule (gguf_mixtures.py), not a block type's.
 
 from __future__ import annotations
 
+from functools import cache
+
+from . import Format
+
 BLOCKS: dict[str, tuple[int, int]] = {
     "F32": (1, 4),
     "F16": (1, 2),
@@ -91,3 +95,14 @@ TYPE_IDS: dict[int, str] = {
 
 Source: ggml.h `enum ggml_type` in llama.cpp at 007dbbf3f; gguf 0.19.0 `GGMLQuantizationType` for all but 42.
 """
+
+
+@cache
+def block_type(name: str) -> Format:
+    """The layout of the GGUF type `name`: whole blocks along a row and nothing else.
+
+    >>> block_type("Q4_K").nbytes(4096, 4096) * 8 / 4096**2
+    4.5
+    """
+    block, nbytes = BLOCKS[name]
+    return Format(name=name, block=block, block_bytes=nbytes)

@@ -8,7 +8,7 @@ repeat, no back-references; and all matching of one list shares a budget of one 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from time import monotonic
 from typing import Literal
 
@@ -22,7 +22,7 @@ MAX_LENGTH = 300
 MAX_REPEATS = 4
 MAX_SECONDS = 1.0
 
-_NUMBER = re.compile(r"(?<=\.)\d{1,5}(?=\.|$)")
+_NUMBER = re.compile(r"(?<=\.)\d{1,4}(?=\.|\*|$)")
 _DIGITS_MATTER = re.compile(r"\d|\\d|\\D|\\w|\\W|\[")
 
 
@@ -55,19 +55,17 @@ class Patterns:
                 pattern = bounded(entry.removeprefix("re:"))
                 (self._each_layer if _DIGITS_MATTER.search(pattern.pattern) else self._regexes).append(pattern)
                 continue
+            self._anywhere.append(re.compile(_expression(entry, dialect)))
             number = _NUMBER.search(entry)
             if number is None:
-                where = self._each_layer if re.search(r"\.\d+\*", entry) else self._anywhere
-                where.append(re.compile(_expression(entry, dialect)))
                 continue
-            self._anywhere.append(re.compile(_expression(entry, dialect)))
             rest = entry[number.end() :]
             template = _expression(f"{entry[: number.start()]}{{i}}{rest}", dialect)
             layers = at.setdefault(template, set())
             if cut_short and rest.strip(".*"):
                 at[template] = None
             elif layers is not None:
-                layers.add(int(number[0]))
+                layers |= _beginning_with(number[0]) if rest.startswith("*") else {int(number[0])}
         self._at = [(re.compile(template), layers) for template, layers in at.items()]
 
     @property
@@ -75,9 +73,13 @@ class Patterns:
         """Whether a match can depend on the layer's number."""
         return bool(self._each_layer) or any(layers is not None for _, layers in self._at)
 
-    def varies(self, module: str) -> bool:
-        """Whether `module`, with `{i}` in its name, can match in some layers only."""
-        return "{i}" in module and (bool(self._each_layer) or any(s is not None and p.match(module) for p, s in self._at))
+    def apart(self, module: str, layers: Collection[int]) -> Collection[int]:
+        """Those of `layers` in which `module`, with `{i}` in its name, may match otherwise than in the rest."""
+        if "{i}" not in module:
+            return ()
+        if self._each_layer:
+            return layers
+        return set().union(*(named for pattern, named in self._at if named and pattern.match(module)))
 
     def match(self, module: str, layer: int | None) -> bool:
         """Whether an entry matches `module` in `layer`."""
@@ -97,6 +99,12 @@ class Patterns:
         if monotonic() - start > self._seconds:
             raise BadInput(f"list of modules: its regular expressions take more than {MAX_SECONDS:g} s to match; they are refused")
         return pattern.match(name) is not None
+
+
+def _beginning_with(digits: str) -> set[int]:
+    """The layers that `layers.1*` names: 1, 10 to 19, 100 to 199 and so on."""
+    n = int(digits)
+    return {0} if n == 0 else {k for more in (1, 10, 100, 1000) for k in range(n * more, (n + 1) * more)}
 
 
 def _expression(entry: str, dialect: Dialect) -> str:

@@ -5,21 +5,22 @@ Knows which *kinds* of weights there are (tape.Weight.kind); which are excepted,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from ..errors import BadInput
 from ..tape import Weight
 from . import Format
+from .dtypes import float_format
 from .patterns import Patterns, module_name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Selective:
-    """Matrices of nn.Linear and of experts take `linear` (None: none does); `head` and `embed` theirs, where a scheme reaches them.
+    """Matrices of nn.Linear and of experts take `linear` (None: none does); `head`, `embed` and `router` theirs, if a scheme reaches them.
 
     `rules` are tried in order on a matrix's module name: the first that matches decides, None leaving it unquantised; a rule also
-    reaches the head. The router, norms, biases, convolutions and buffers are never quantised. `towers`: vision and audio towers too.
+    reaches the head and the router. Norms, biases, convolutions and buffers are never quantised. `towers`: vision and audio towers too.
     `columns` must divide a row's length, or the matrix stays as it is.
     """
 
@@ -29,6 +30,7 @@ class Selective:
     head: Format | None = None
     embed: Format | None = None
     experts: Format | None = None
+    router: Format | None = None
     rules: Sequence[tuple[Patterns, Format | None]] = ()
     towers: bool = False
     columns: int = 1
@@ -39,12 +41,12 @@ class Selective:
         """Whether a rule names layers one by one."""
         return any(patterns.layered for patterns, _ in self.rules)
 
-    def varies(self, weight: Weight) -> bool:
-        """Whether a rule treats this weight's layers differently."""
-        if weight.kind not in ("linear", "experts") or len(weight.shape) != 2:
-            return False
+    def apart(self, weight: Weight) -> Collection[int]:
+        """The layers that a rule may single out."""
+        if weight.layers is None or weight.kind not in ("linear", "experts", "router") or len(weight.shape) != 2:
+            return ()
         module = module_name(weight)
-        return any(patterns.varies(module) for patterns, _ in self.rules)
+        return set().union(*(patterns.apart(module, weight.layers) for patterns, _ in self.rules))
 
     def format_of(self, weight: Weight, layer: int | None) -> Format:
         """The format of `weight` in `layer`."""
@@ -57,22 +59,25 @@ class Selective:
         kind = weight.kind
         if kind == "embed":
             return self.embed
-        if kind not in ("linear", "experts", "head"):
+        if kind not in ("linear", "experts", "head", "router") or (kind == "router" and self.router is None):
             return None
         if self.rules:
             module = module_name(weight)
             for patterns, form in self.rules:
                 if patterns.match(module, layer):
                     return form
-        if kind == "head":
-            return self.head
-        return self.experts if kind == "experts" and self.experts is not None else self.linear
+        match kind:
+            case "head":
+                return self.head
+            case "router":
+                return self.router
+            case "experts" if self.experts is not None:
+                return self.experts
+        return self.linear
 
 
 def plain(weight: Weight, dtype: str) -> Format:
     """The format of an unquantised weight: its own dtype where the model states one, else `dtype`."""
-    from .floats import float_format
-
     return float_format(weight.dtype or dtype)
 
 

@@ -23,7 +23,8 @@ def attention(
     hold no scores, `eager` computes them all). FLOPs: 2 · b · heads · s · keys · (d + dv), the causal half not taken off, as in torch
     `utils/flop_counter.py`. `flash` and `sdpa` (which takes flash or efficient attention for half precision) keep q, k, v, the output and
     the log-sum-exp [b, heads, s] in fp32 (Dao 2023, arXiv:2307.08691). `eager` (transformers' eager_attention_forward) repeats k and v to
-    all heads, then makes scores, scaled and masked scores, their softmax in fp32 and its cast, each [b, heads, s, keys]. `inplace` (ggml
+    all heads, then makes scores, scaled and masked scores, their softmax in fp32 and its cast, each [b, heads, s, keys], and has a mask
+    [b, 1, s, keys] that all layers share. `inplace` (ggml
     without flash attention) has one fp32 tensor of scores, whose scale, mask and softmax are written over it, and a mask [s, keys].
     """
     b, s = q.shape[0], q.shape[1]
@@ -41,12 +42,14 @@ def attention(
     if t.kernels.attention != "eager":
         lse = t.tensor(f"{name}.lse", (b, heads, s), itemsize=4)
         return t.op(name, (q, k, v), out, flops=flops, saves=(q, k, v, lse), saves_out=True, extra=(lse,))
-    if kv_heads != heads:
-        k = t.op(f"{name}.repeat_k", (k,), (b, keys, heads, d))
-        v = t.op(f"{name}.repeat_v", (v,), (b, keys, heads, dv))
-    scores = t.op(f"{name}.scores", (q, k), square, flops=2 * numel(square) * int(d), saves=(q, k))
-    scaled = t.op(f"{name}.scaled", (scores,), square)
-    masked = t.op(f"{name}.masked", (scaled,), square)
-    softmax = t.op(f"{name}.softmax", (masked,), square, itemsize=4, saves_out=True)
-    cast = t.op(f"{name}.cast", (softmax,), square)
-    return t.op(name, (cast, v), out, flops=2 * numel(square) * int(dv), saves=(cast, v))
+    with t.module("", q, k, v):
+        if kv_heads != heads:
+            k = t.hold(t.op(f"{name}.repeat_k", (k,), (b, keys, heads, d)))
+            v = t.hold(t.op(f"{name}.repeat_v", (v,), (b, keys, heads, dv)))
+        scores = t.op(f"{name}.scores", (q, k), square, flops=2 * numel(square) * int(d), saves=(q, k))
+        scaled = t.op(f"{name}.scaled", (scores,), square)
+        mask = t.tensor(f"{name}.mask", (b, s, keys))
+        masked = t.op(f"{name}.masked", (scaled, mask), square, extra=(t.hold(mask),))
+        softmax = t.op(f"{name}.softmax", (masked,), square, itemsize=4, saves_out=True)
+        cast = t.op(f"{name}.cast", (softmax,), square)
+        return t.op(name, (cast, v), out, flops=2 * numel(square) * int(dv), saves=(cast, v))

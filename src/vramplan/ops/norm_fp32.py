@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from ..tape import Dim, Tape, Tensor
+from ..tape import Dim, Kind, Tape, Tensor
 from .norm import rms_norm
 
 
-def rms_norm_fp32(t: Tape, x: Tensor, name: str, *, weight: bool = True, width: int = 0) -> Tensor:
+def rms_norm_fp32(t: Tape, x: Tensor, name: str, *, weight: bool = True, width: int = 0, kind: Kind = "norm") -> Tensor:
     """x / rms(x) · (1 + w), in fp32 until the result: [..., width] -> [..., width].
 
     `upcast`: x in fp32, the reciprocal root and, for the weight's gradient, the normed x in fp32 are kept for backward (`rms_norm` keeps
     that one in the model's dtype); the product in fp32 is a tensor too. Source: transformers 5.23, Gemma3RMSNorm
-    (`models/gemma3/modeling_gemma3.py`) and Qwen3_5RMSNorm. `fused` kernels do as `rms_norm`.
+    (`models/gemma3/modeling_gemma3.py`) and Qwen3_5RMSNorm. `fused` kernels keep x and the reciprocal root, as in `rms_norm`. `kind` is
+    the weight's: that of a router's own norm is the router's.
     """
+    weights = (t.weight(f"{name}.weight", (width or x.shape[-1],), kind),) if weight else ()
     if t.kernels.norm == "fused":
-        return rms_norm(t, x, name, weight=weight, width=width)
-    weights = (t.weight(f"{name}.weight", (width or x.shape[-1],), "norm"),) if weight else ()
+        stat = t.tensor(f"{name}.rstd", (*x.shape[:-1], Dim(1)), itemsize=4)
+        return t.op(name, (x,), x.shape, weights=weights, saves=(x, stat), extra=(stat,))
     upcast = t.op(f"{name}.float", (x,), x.shape, itemsize=4)
     rstd = t.op(f"{name}.rstd", (upcast,), (*x.shape[:-1], Dim(1)), itemsize=4)
     normed = t.op(f"{name}.normed", (upcast, rstd), x.shape, itemsize=4, saves=(upcast, rstd))

@@ -38,14 +38,17 @@ def gated(t: Tape, x: Tensor, gate: str, up: str, ffn: int, *, bias: bool = Fals
     return t.op("act_and_mul", (both,), (*x.shape[:-1], ffn), saves=(both,))
 
 
-def rope(t: Tape, x: Tensor, name: str) -> Tensor:
+def rope(t: Tape, x: Tensor, name: str, head_dim: int | None = None) -> Tensor:
     """Rotary position embedding: same shape. `eager` (transformers' apply_rotary_pos_emb): x·cos + rotate_half(x)·sin, four tensors.
 
-    Backward keeps only cos and sin, which all layers share. `inplace`: the serving engines' kernels write over x.
+    Backward keeps only cos and sin, [1, s, head_dim] each, which all layers share. `inplace`: the serving engines' kernels write over x.
     """
     if t.kernels.rope == "inplace":
         return x
-    cos = t.op(f"{name}.cos", (x,), x.shape)
+    tables: tuple[Tensor, ...] = ()
+    if head_dim:
+        tables = tuple(t.shared(f"rotary.{table}", (1, x.shape[1], head_dim)) for table in ("cos", "sin"))
+    cos = t.op(f"{name}.cos", (x, *tables[:1]), x.shape, saves=tables[:1])
     half = t.op(f"{name}.rotate_half", (x,), x.shape)
-    sin = t.op(f"{name}.sin", (half,), x.shape)
+    sin = t.op(f"{name}.sin", (half, *tables[1:]), x.shape, saves=tables[1:])
     return t.op(f"{name}.rope", (cos, sin), x.shape)

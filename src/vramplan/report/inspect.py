@@ -31,7 +31,9 @@ def render(found: Inspection, *, tensors: bool = False) -> str:
         rows = []
         for cache in found.caches:
             window = f"{int(cache.window):,}" if cache.window is not None else "-"
-            rows.append([cache.name, str(len(cache.layers)), f"per {cache.per}", shape_label(cache.shape), window, cache.dtype or "KV type"])
+            rows.append(
+                [cache.name, str(len(cache.layers)), f"per {cache.per}", shape_label(cache.shape), window, cache.dtype or "KV type"]
+            )
         lines += ["", table(["kept", "layers", "", "shape", "window", "dtype"], rows), ""]
         lines += [f"{gib(found.cache_nbytes(tokens)):>12} for one sequence of {tokens:,} tokens in bf16" for tokens in LENGTHS]
     else:

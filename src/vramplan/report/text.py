@@ -1,8 +1,8 @@
-"""An Estimate for a terminal: the verdict first, then one bar, the items of the peak, what was assumed. 80 columns, with or without colour."""
+"""An Estimate for a terminal of 80 columns: the verdict, one bar, the items of the peak, what was assumed."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from textwrap import wrap
 from typing import TYPE_CHECKING
 
@@ -13,37 +13,27 @@ if TYPE_CHECKING:
 
 WIDTH = 80
 
-COLOURS = {
-    "weights": 34,
-    "kv cache": 36,
-    "activations": 35,
-    "compute buffer": 35,
-    "workspace": 33,
-    "non-torch": 33,
-    "cuda graphs": 33,
-    "cuda context": 90,
+LOOKS = {
+    "weights": ("W", 34),
+    "kv cache": ("K", 36),
+    "activations": ("A", 35),
+    "compute buffer": ("B", 35),
+    "workspace": ("S", 33),
+    "non-torch": ("N", 33),
+    "cuda graphs": ("G", 33),
+    "cuda context": ("C", 90),
 }
-"""ANSI colours that read on light and dark backgrounds; the letters in the bar say the same without colour."""
-LETTERS = {
-    "weights": "W",
-    "kv cache": "K",
-    "activations": "A",
-    "compute buffer": "B",
-    "workspace": "S",
-    "non-torch": "N",
-    "cuda graphs": "G",
-    "cuda context": "C",
-}
+"""Of each part, in the order shown: its letter in the bar, and an ANSI colour that reads on light and dark backgrounds."""
 
 
 def render(answer: Estimate, *, explain: bool = False, colour: bool = False) -> str:
     """The answer as text; `explain` adds every formula with its values and source."""
     moment, peak = answer.peak
     lines = [_verdict(answer), *_remarks(answer), ""]
-    tree = answer.ledger.tree(moment)
+    tree = _tree(answer)
     if answer.room:
         lines += [_bar(tree, answer.room, colour), ""]
-    lines += _items(answer, explain=explain, colour=colour)
+    lines += _items(answer, tree, explain=explain, colour=colour)
     lines += [_row("peak", peak, f"at {moment.value}"), ""]
     lines += ["Assumed:"]
     for text in (f"model: {answer.model.id}, from {answer.model.origin}", *answer.assumptions):
@@ -64,41 +54,49 @@ def _remarks(answer: Estimate) -> list[str]:
     return [line for text in answer.remarks for line in _wrapped(text[0].upper() + text[1:] + ".", "")]
 
 
-def _bar(tree: dict[tuple[str, ...], int], room: int, colour: bool) -> str:
-    """One bar of the GPU's usable memory; what does not fit runs past its end, marked with `!`."""
+def _bar(tree: Mapping[str, int], room: int, colour: bool) -> str:
+    """One bar of the GPU's usable memory; where the peak runs past its end, that is marked with `!`."""
     width = WIDTH - 2
     cells: list[str] = []
     total = 0
-    for path, nbytes in tree.items():
+    for name, nbytes in tree.items():
         total += nbytes
         until = min(round(total * width / room), width)
-        name = path[0]
-        cells += [_paint(LETTERS.get(name, "#"), COLOURS.get(name, 0), colour)] * (until - len(cells))
+        cells += [_letter(name, colour)] * (until - len(cells))
     cells += ["·"] * (width - len(cells))
     return "[" + "".join(cells) + ("!" if total > room else "]")
 
 
-def _paint(text: str, code: int, colour: bool) -> str:
-    return f"\x1b[{code}m{text}\x1b[0m" if colour and code else text
+def _letter(name: str, colour: bool) -> str:
+    letter, code = LOOKS.get(name, ("#", 0))
+    return f"\x1b[{code}m{letter}\x1b[0m" if colour and code else letter
 
 
-def _items(answer: Estimate, *, explain: bool, colour: bool) -> list[str]:
-    """The items of the peak, by the first two parts of their paths; a part with one line of its own is not repeated."""
+def _tree(answer: Estimate) -> dict[str, int]:
+    """Bytes at the peak by part, in the order of LOOKS."""
+    order = list(LOOKS)
+    tree = {path[0]: nbytes for path, nbytes in answer.ledger.tree(answer.peak[0]).items()}
+    return dict(sorted(tree.items(), key=lambda pair: order.index(pair[0]) if pair[0] in order else len(order)))
+
+
+def _items(answer: Estimate, tree: Mapping[str, int], *, explain: bool, colour: bool) -> list[str]:
+    """The items of the peak, by the first two parts of their paths; one second part goes on the line of the first."""
     moment = answer.peak[0]
     lines = []
-    for (name,), nbytes in answer.ledger.tree(moment).items():
+    for name, nbytes in tree.items():
         items = [i for i in answer.ledger.items if i.path[0] == name and moment in i.alive]
-        lines.append(_row(f"{_paint(LETTERS.get(name, '#'), COLOURS.get(name, 0), colour)} {name}", nbytes, "", bare=len(name) + 2))
-        groups: dict[str, list[int]] = {}
+        groups: dict[str, int] = {}
         for item in items:
             if len(item.path) > 1:
-                groups.setdefault(item.path[1], []).append(item.nbytes)
+                groups[item.path[1]] = groups.get(item.path[1], 0) + item.nbytes
+        note = next(iter(groups)) if len(groups) == 1 else ""
+        lines.append(_row(f"{_letter(name, colour)} {name}", nbytes, note, bare=len(name) + 2))
         if explain:
             for item in items:
                 lines.append(_row(f"    {' / '.join(item.path[1:]) or name}", item.nbytes, ""))
                 lines += _wrapped(f"= {item.why}", " " * 8) + _wrapped(f"source: {item.source}", " " * 8)
-        elif groups:
-            lines += [_row(f"    {part}", sum(sizes), "") for part, sizes in groups.items()]
+        elif len(groups) > 1:
+            lines += [_row(f"    {part}", size, "") for part, size in groups.items()]
     return lines
 
 

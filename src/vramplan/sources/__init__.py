@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import BadFile, BadInput, NotFound, VramplanError
-from ..model import Model
+from .model import Model
 
 if TYPE_CHECKING:
     from .stored import Found

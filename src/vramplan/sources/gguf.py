@@ -161,8 +161,9 @@ def _tensor(cursor: Cursor) -> tuple[StoredTensor, int]:
     if dtype is None:
         raise BadFile(f"{cursor.name}: tensor {shown(name)} is of ggml type {type_id}, which is not among the {len(TYPE_IDS)} that we know")
     elements, nbytes = BLOCKS[dtype]
-    if (dims[0] if dims else 1) % elements:
-        raise BadFile(f"{cursor.name}: tensor {shown(name)}: rows of {dims[0]:,} are not whole blocks of {elements} ({dtype})")
+    row = dims[0] if dims else 1
+    if row % elements:
+        raise BadFile(f"{cursor.name}: tensor {shown(name)}: rows of {row:,} are not whole blocks of {elements} ({dtype})")
     return StoredTensor(name, dtype, tuple(reversed(dims)), prod(dims) // elements * nbytes), offset
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from .sources.stored import StoredTensor
+from .stored import StoredTensor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
