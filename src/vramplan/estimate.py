@@ -25,7 +25,7 @@ from .tape import Dim, Tape
 
 if TYPE_CHECKING:
     from .catalog.gpus import Gpu
-    from .formats.gguf_mixtures import ModelFacts
+    from .formats.gguf_facts import ModelFacts
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,7 @@ def _scheme(asked: Scenario, model: Model) -> Scheme:
 
 def _facts(model: Model) -> ModelFacts:
     """What llama.cpp's per-tensor rules ask of a model."""
-    from .formats.gguf_mixtures import model_facts
+    from .formats.gguf_facts import model_facts
 
     text = model.text
 

@@ -134,7 +134,7 @@ class Cache:
 class Tensor:
     """An activation: `itemsize` bytes per element, alive from op `born` to op `last`, in each of `repeats` layers.
 
-    A view shares the storage of `base`; `saved` says that the backward pass needs it.
+    A view shares the storage of `base`; the backward pass needs `saved` of its instances.
     """
 
     name: str
@@ -145,7 +145,7 @@ class Tensor:
     repeats: int = 1
     tower: str | None = None
     base: Tensor | None = None
-    saved: bool = False
+    saved: int = 0
 
     @property
     def nbytes(self) -> int:
@@ -174,15 +174,17 @@ class Kernels:
     """Which variant of an op runs: given once per engine, and by the user's `attention`.
 
     `norm`: `upcast` (transformers' own RMSNorm goes through fp32) or `fused`; `mlp`: `eager` (gate, activation, product each a tensor)
-    or `merged` (one gate-and-up projection, one fused activation); `rope`: `eager` or `inplace`; `logits`: of the last token or of all;
-    `frames`: Python's frames hold a module's arguments until it returns, or each tensor is freed at its last use.
+    or `merged` (one gate-and-up projection, one fused activation); `rope`: `eager` or `inplace`; `mla`: past latents `expanded` to heads
+    (transformers), or the expansion `absorbed` into the query (serving engines); `logits`: of the last token, of all, or of all with an
+    fp32 copy; `frames`: Python's frames hold a module's arguments until it returns, or each tensor is freed at its last use.
     """
 
     attention: Literal["eager", "inplace", "sdpa", "flash"] = "sdpa"
     norm: Literal["upcast", "fused"] = "upcast"
     mlp: Literal["eager", "merged"] = "eager"
     rope: Literal["eager", "inplace"] = "eager"
-    logits: Literal["last", "all"] = "last"
+    mla: Literal["expanded", "absorbed"] = "expanded"
+    logits: Literal["last", "all", "all-fp32"] = "last"
     frames: Literal["held", "freed"] = "held"
 
 
@@ -306,12 +308,12 @@ class Tape:
     ) -> Tensor:
         """Note an op that writes one tensor of `shape` (and `extra`), and return it; `saves` are kept for backward."""
         out = self.tensor(self.prefix + name, shape, itemsize)
-        out.saved = saves_out
+        out.saved = self.repeats if saves_out else 0
         here = len(self.ops)
         for tensor in reads:
             tensor.storage.last = here
         for tensor in saves:
-            tensor.storage.saved = True
+            tensor.storage.saved = max(tensor.storage.saved, min(tensor.storage.repeats, self.repeats))
         self.ops.append(Op(self.prefix + name, reads, (out, *extra), weights, flops, self.repeats, self.in_tower))
         return out
 
@@ -352,7 +354,7 @@ class Tape:
     @property
     def saved_bytes(self) -> int:
         """Bytes of activations that all layers keep for the backward pass."""
-        return sum(t.nbytes * t.repeats for t in self.tensors if t.saved and t.tower is None)
+        return sum(t.nbytes * t.saved for t in self.tensors if t.tower is None)
 
     def peak(self) -> tuple[int, str]:
         """Most bytes of activations alive at once in a forward pass that keeps nothing, and the op where that is."""

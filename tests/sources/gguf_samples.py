@@ -47,7 +47,7 @@ def frozen(value: object) -> object:
 
 
 # ---- tensors ---------------------------------------------------------------------------------------------------------------------
-RENAMED = [
+RENAMED: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
     (r"e_score_correction_bias$", "e_score_correction.bias"),
     (r"(feed_forward\.expert_bias)$", r"\1.bias"),
     (r"mixer\.dt_bias$|mamba\.dt_bias$|linear_attn\.dt_bias$", lambda m: m[0].replace("dt_bias", "dt_proj.bias")),
@@ -100,7 +100,7 @@ def tensors_of(w: Weight, names: gguf.TensorNameMap, c: Config) -> Iterator[tupl
         for part, part_shape in parts_of(name, shape, c):
             for pattern, new in RENAMED:
                 part = re.sub(pattern, new, part)
-            found = names.get_name(part, try_suffixes=(".weight", ".bias"))
+            found = names.get_name(part, try_suffixes=(".weight", ".bias", ".scale"))
             assert found, f"gguf-py has no name for {part}"
             yield found, part_shape
 
@@ -152,7 +152,8 @@ def metadata_of(arch: str, c: Config, layers: int) -> dict[str, Any]:
         "expert_count": first("num_local_experts", "num_experts", "n_routed_experts"),
         "expert_used_count": first("num_experts_per_tok", "moe_k", "moe_topk", "top_k_experts"),
     }
-    return {**common, **OWN.get(arch, lambda c, n: {})(c, layers)}
+    own = OWN.get(arch)
+    return {**common, **(own(c, layers) if own else {})}
 
 
 def window(c: Config, n: int) -> dict[str, Any]:
@@ -258,6 +259,17 @@ def lfm2(c: Config, n: int) -> dict[str, Any]:
     }
 
 
+def deci(c: Config, n: int) -> dict[str, Any]:
+    heads, hidden, blocks = c["num_attention_heads"], c["hidden_size"], c["block_configs"]
+    widths = [0 if b["ffn"].get("no_op") else -(-int(2 * b["ffn"]["ffn_mult"] * hidden / 3) // 256) * 256 for b in blocks]
+    groups = [b["attention"].get("n_heads_in_group") or 0 for b in blocks]
+    return {
+        "attention.head_count": [0 if b["attention"].get("no_op") else heads for b in blocks],
+        "attention.head_count_kv": [heads // g if g else 0 for g in groups],
+        "feed_forward_length": widths,
+    }
+
+
 def mimo2(c: Config, n: int) -> dict[str, Any]:
     kv = (c["num_key_value_heads"], c["swa_num_key_value_heads"])
     return {
@@ -342,6 +354,7 @@ OWN: dict[str, Callable[[Config, int], dict[str, Any]]] = {
     "nemotron_h_moe": nemotron_h,
     "lfm2": lfm2,
     "lfm2moe": lfm2,
+    "deci": deci,
     "mimo2": mimo2,
     "t5": t5,
 }

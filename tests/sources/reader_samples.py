@@ -74,3 +74,31 @@ def written(path: Path, data: bytes) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(data)
     return path
+
+
+CONFIG = (
+    b'{"model_type": "llama", "hidden_size": 4096, "rms_norm_eps": 1e-05, "tie_word_embeddings": false, "rope_scaling": null, '
+    b'"architectures": ["LlamaForCausalLM"], "text_config": {"layers": [1, 2], "name": "\\u00fc\\ud83d\\ude00"}}'
+)
+SAFETENSORS = safetensors(
+    {"__metadata__": {"format": "pt"}, "w": tensor(), "v": tensor("BF16", [4], 24, 32), "e": tensor("U8", [0], 32, 32)}, 32
+)
+GGUF = gguf(
+    (
+        pair("general.architecture", 8, text("llama")),
+        pair("general.alignment", 4, struct.pack("<I", 32)),
+        pair("llama.block_count", 4, struct.pack("<I", 2)),
+        pair("llama.rope", 6, struct.pack("<f", 1e4)),
+        pair("flag", 7, b"\1"),
+        pair("layers", 9, array(5, 2, bytes(8))),
+        pair("tokenizer.ggml.tokens", 9, array(8, 3, text("a") + text("bc") + text(""))),
+        pair("nested", 9, array(9, 1, array(0, 2, b"\1\2"))),
+    ),
+    (info("w", (8, 2)), info("v", (32,), 2, 64), info("s", (), 1, 96)),
+    data=98,
+)
+BIG_ENDIAN = gguf(
+    (pair("n", 10, struct.pack(">Q", 3), ">"), pair("t", 8, text("x", ">"), ">")), (info("w", (256,), 12, 0, ">"),), data=144, order=">"
+)
+SEEDS = {"config": [CONFIG, b"{}"], "safetensors": [SAFETENSORS, safetensors({})], "gguf": [GGUF, BIG_ENDIAN, gguf(version=2)]}
+"""Well-formed files of each kind, to start fuzzing from."""

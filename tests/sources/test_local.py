@@ -149,7 +149,7 @@ BROKEN = {
     "a key twice": b'{"hidden_size": 64, "hidden_size": 4096}',
     "a nested key twice": b'{"text_config": {"a": 1, "a": 1}}',
     "NaN": b'{"hidden_size": NaN}',
-    "Infinity": b'{"hidden_size": -Infinity}',
+    "infinity by another name": b'{"hidden_size": Inf}',
     "1e999": b'{"hidden_size": 1e999}',
     "an integer of a million digits": b'{"hidden_size": ' + b"9" * 10**6 + b"}",
     "an integer of 21 digits": b'{"hidden_size": 100000000000000000000}',
@@ -170,6 +170,10 @@ def test_broken_configs_are_refused_in_one_line(tmp_path: Path, data: bytes) -> 
     assert str(refusal.value).startswith(f"{path}: ")
     assert len(str(refusal.value)) < 300 + len(str(path))
     assert str(refusal.value).isprintable()
+
+
+def test_infinity_is_read_as_mamba_2_configs_have_it() -> None:
+    assert parse_config(b'{"time_step_limit": [0.0, Infinity]}', "x") == {"time_step_limit": [0.0, float("inf")]}
 
 
 def test_configs_at_the_limits_are_read() -> None:

@@ -23,8 +23,7 @@ def read(data: bytes, *, sized: bool = True) -> Header:
     return read_gguf(Ranges(data), len(data) if sized else None, "x.gguf")
 
 
-def official_facts(path: Path) -> list[tuple[str, str, tuple[int, ...], int]]:
-    reader = official.GGUFReader(path)
+def official_facts(reader: official.GGUFReader) -> list[tuple[str, str, tuple[int, ...], int]]:
     return [(t.name, t.tensor_type.name, tuple(reversed(t.shape.tolist())), t.n_bytes) for t in reader.tensors]
 
 
@@ -82,7 +81,7 @@ def test_every_block_type_is_sized_as_the_official_package_sizes_it(tmp_path: Pa
     writer.write_tensors_to_file()
     writer.close()
     ours = facts(open_gguf(tmp_path / "x.gguf"))
-    assert ours == official_facts(tmp_path / "x.gguf")
+    assert ours == official_facts(official.GGUFReader(tmp_path / "x.gguf"))
     assert ours == [("w0", name, (3, 2 * elements), 6 * nbytes), ("w1", name, (1, 7 * elements), 7 * nbytes)]
 
 
@@ -93,12 +92,12 @@ def test_every_official_block_type_is_known() -> None:
 
 def test_a_real_model(real_gguf: Path) -> None:
     header = open_gguf(real_gguf)
-    assert facts(header) == official_facts(real_gguf)
+    reader = official.GGUFReader(real_gguf)
+    assert facts(header) == official_facts(reader)
     assert len(header.tensors) == 236
     assert sum(tensor.nbytes for tensor in header.tensors) == 246_587_904
     assert header.metadata["general.architecture"] == "gemma3"
     assert header.metadata["tokenizer.ggml.tokens"] == ArrayLength(262_144)
-    reader = official.GGUFReader(real_gguf)
     for key, value in header.metadata.items():
         theirs = reader.fields[key]
         if isinstance(value, ArrayLength):
@@ -111,9 +110,9 @@ def test_a_real_header_takes_few_requests_and_no_weights(real_gguf: Path) -> Non
     data = real_gguf.read_bytes()
     ranges = Ranges(data)
     read_gguf(ranges, len(data), "x")
-    first_weight = official.GGUFReader(real_gguf).data_offset
+    first_weight = len(data) - 246_587_904
     assert len(ranges.asked) <= 5
-    assert max(offset for offset, _ in ranges.asked) < first_weight < 7_000_000
+    assert max(offset for offset, _ in ranges.asked) < first_weight
     assert sum(length for _, length in ranges.asked) < first_weight + 4 * 2**20
 
 
@@ -205,6 +204,7 @@ BROKEN = {
     "a tensor's name that is not UTF-8": gguf((), (info(b"\xff", (4,)),), data=16),
     "a tensor's name of 2^60 bytes": gguf((), (struct.pack("<Q", 2**60) + bytes(100),)),
     "a tensor twice": gguf((), (info("w", (8,)), info("w", (8,), 0, 32)), data=64),
+    "a tensor without a name twice": gguf((), (info("", (8,)), info("", (8,), 0, 32)), data=64),
     "the first tensor not at 0": gguf((), (info("w", (8,), 0, 32),), data=64),
     "tensors that overlap": gguf((), (info("a", (8,)), info("b", (8,), 0, 0)), data=64),
     "a hole between tensors": gguf((), (info("a", (8,)), info("b", (8,), 0, 64)), data=96),

@@ -36,7 +36,7 @@ def vramplan() -> None:
 def main() -> None:
     """Run the command line; wrong input is one line on stderr and exit status 2."""
     try:
-        status = vramplan.main(standalone_mode=False)
+        status = vramplan.main(prog_name="vramplan", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message())
         status = 2

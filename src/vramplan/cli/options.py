@@ -18,6 +18,8 @@ REPEATED = ("gpu", "weights", "context_length", "kv_dtype")
 """Keys that may be given several times: every combination becomes a row of a table."""
 SHORT = {"context_length": ("--context",), "sequences": ("--batch",)}
 """Other names for some options."""
+REFUSED = ("Parallelism", "Training")
+"""Groups of keys that no engine estimates yet: read and refused with a reason, and left out of the help."""
 BY_HAND = {
     "layers": "num_hidden_layers",
     "hidden": "hidden_size",
@@ -37,13 +39,15 @@ def scenario_options(command: Command) -> Command:
     """Give `command` an option for every key of a scenario, `--scenario`, and the options of a model described by hand."""
     for name in reversed(BY_HAND):
         command = click.option(f"--{name.replace('_', '-')}", f"hand_{name}", help=f"a plain decoder by hand: {BY_HAND[name]}")(command)
-    for name, about in reversed(keys().items()):
+    for name, about in reversed(list(keys().items())):
         flags = (f"--{name.replace('_', '-')}", *SHORT.get(name, ()))
         if name in _FLAGS:
-            command = click.option(f"{flags[0]}/--no-{flags[0][2:]}", name, default=None, help=about["help"])(command)
+            both = f"{flags[0]}/--no-{flags[0][2:]}"
+            command = click.option(both, name, default=None, help=about["help"], hidden=about["group"] in REFUSED)(command)
         else:
-            again = name in REPEATED
-            command = click.option(*flags, name, multiple=again, help=about["help"] + (" (repeatable)" if again else ""))(command)
+            again, hidden = name in REPEATED, about["group"] in REFUSED
+            text = about["help"] + (" (repeatable)" if again else "")
+            command = click.option(*flags, name, multiple=again, help=text, hidden=hidden, metavar=about.get("metavar"))(command)
     text = "a scenario as a JSON file, or - for standard input; options given beside it win"
     command = click.option("--scenario", "scenario_file", metavar="FILE", help=text)(command)
     return click.argument("model", required=False)(command)

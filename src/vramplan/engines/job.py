@@ -30,9 +30,19 @@ class Job:
         return self.model.stored is not None and self.scenario.weights is None
 
     @property
+    def dtype(self) -> str:
+        """The dtype that activations and the cache have: that of the weights where they are plain floats, else the model's own."""
+        return self.scenario.weights if self.scenario.weights in ("fp32", "fp16", "bf16") else self.model.dtype
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of an element of `dtype`."""
+        return 4 if self.dtype == "fp32" else 2
+
+    @property
     def kv_default(self) -> str:
         """The cache's number format where the scenario leaves it to the engine: the model's dtype; fp16 for GGUF files' engine."""
-        return "fp16" if self.model.gguf or self.scenario.engine == "llama.cpp" else self.model.dtype
+        return "fp16" if self.model.gguf or self.scenario.engine == "llama.cpp" else self.dtype
 
     def tape(self, *, sequences: int, tokens: int, past: int = 0, itemsize: int = 2, kernels: Kernels) -> Tape:
         """The model's forward pass over `sequences` × `tokens` new tokens with `past` tokens in the cache."""
@@ -71,3 +81,15 @@ class Account:
     facts: dict[str, int] = field(default_factory=dict)
     assumptions: list[str] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
+
+
+def release(version: str) -> tuple[int, int]:
+    """Major and minor number of an engine's version. Raises BadInput for a text that has none.
+
+    >>> release("v0.19.0"), release("4.46")
+    ((0, 19), (4, 46))
+    """
+    parts = version.removeprefix("v").split(".")
+    if len(parts) < 2 or not all(part.isascii() and part.isdigit() and len(part) < 6 for part in parts[:2]):
+        raise BadInput(f"engine_version {version[:40]!r}: write it as 0.19.0")
+    return int(parts[0]), int(parts[1])

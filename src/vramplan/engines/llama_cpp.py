@@ -48,18 +48,23 @@ def account(job: Job) -> Account:
     context = job.context(default=job.model.context_length or 4096)
     ubatch = min(s.ubatch or UBATCH, context)
     flash = s.flash_attention is not False
-    cells = ceil(context / PADDING) * PADDING
-    kernels = Kernels(attention="flash" if flash else "inplace", norm="fused", mlp="eager", rope="inplace", logits="all", frames="freed")
+    cells = ceil(context / sequences / PADDING) * PADDING
+    kernels = Kernels(
+        attention="flash" if flash else "inplace", norm="fused", mlp="eager", rope="inplace", mla="absorbed", logits="all", frames="freed"
+    )
     graph = job.tape(sequences=1, tokens=ubatch, past=max(cells * sequences - ubatch, 0), itemsize=4, kernels=kernels)
 
-    items = [*weight_items(job, graph, SERVING)]
+    items = [item for item in weight_items(job, graph, SERVING) if not item.path[1].endswith(" tower")]
     attention = "with" if flash else "without"
-    assumptions = [f"all layers on the GPU, {sequences} slots of {context:,} tokens, {ubatch} tokens per pass, {attention} flash attention"]
+    slots = f"-c {context:,}" + (f" shared by {sequences} slots of {cells:,} tokens" if sequences > 1 else "")
+    assumptions = [f"all layers on the GPU, {slots}, {ubatch} tokens per pass, {attention} flash attention"]
     if job.gpu is not None:
         tied = any(weight.tied for weight in graph.weights)
         if not tied:
             items = [item for item in items if item.path[:2] != ("weights", "embedding")]
         assumptions.append("token embeddings stay in host memory" + (", and on the GPU as the tied head" if tied else ""))
+    if any(weight.tower for weight in graph.weights):
+        assumptions.append("text only: the tower for images or sound is in a file of its own (--mmproj), which is not counted")
     items += cache_items(
         text_caches(graph),
         partial(_held, sequences=sequences, cells=cells, ubatch=ubatch),
@@ -91,8 +96,8 @@ def account(job: Job) -> Account:
 
 
 def _held(cache: Cache, *, sequences: int, cells: int, ubatch: int) -> tuple[int, int, str]:
-    """Full layers keep all cells, sliding ones min(cells, pad(window × slots + ubatch)) (llama-kv-cache-iswa.cpp), a state one per slot."""
+    """A slot's full layers keep all cells, sliding ones min(cells, pad(window + ubatch)) (llama-kv-cache-iswa.cpp)."""
     if cache.window is None:
-        return sequences, cells, ""
-    needed = ceil((int(cache.window) * sequences + ubatch) / PADDING) * PADDING
-    return 1, min(cells * sequences, needed), f" (window of {int(cache.window):,} × {sequences} + {ubatch}, padded)"
+        return sequences, cells // cache.stride, ""
+    needed = ceil((int(cache.window) + ubatch) / PADDING) * PADDING
+    return sequences, min(cells, needed), f" (window of {int(cache.window):,} + {ubatch}, padded)"

@@ -7,17 +7,21 @@ CUDA context. What it does not know: the caching allocator's slack, beams, assis
 from __future__ import annotations
 
 from functools import partial
+from typing import Literal
 
 from ..ledger import Item, Moment
 from ..tape import Cache, Kernels
 from ..units import MiB
-from .job import Account, Job
+from .job import Account, Job, release
 from .lines import SERVING, cache_items, text_caches, weight_items
 
 NAME = "transformers"
 ABOUT = "one GPU, dynamic cache, last-token logits; not: allocator slack, beams, assisted decoding, quantised caches, device maps"
 VERSION = "5.23"
 
+LAST_LOGITS = (4, 45)
+"""The first release whose `generate` asks for the last position's logits only (`num_logits_to_keep`, transformers PR #31292)."""
+_LOGITS = {"last": "the last token only", "all-fp32": "every token, and their fp32 copy"}
 CUDA_CONTEXT = 300 * MiB
 """With lazy module loading, the default since CUDA 12.2 on Linux: pytorch issue #107667 and NVIDIA forum threads 261135 and 290090."""
 CUBLAS_WORKSPACE = 8_519_680
@@ -44,11 +48,12 @@ def account(job: Job) -> Account:
     output = s.output_length
     context = job.context(default=(s.prompt_length or 4096) + (output or 0))
     prompt = min(s.prompt_length or context - (output or 0) or 1, context)
-    kernels = Kernels(attention="eager" if s.attention == "eager" else "sdpa")
-    itemsize = 4 if job.model.dtype == "fp32" else 2
+    version = s.engine_version or VERSION
+    logits: Literal["last", "all-fp32"] = "last" if release(version) >= LAST_LOGITS else "all-fp32"
+    kernels = Kernels(attention="eager" if s.attention == "eager" else "sdpa", logits=logits)
 
-    prefill = job.tape(sequences=sequences, tokens=prompt, kernels=kernels, itemsize=itemsize)
-    decode = job.tape(sequences=sequences, tokens=1, past=context - 1, kernels=kernels, itemsize=itemsize)
+    prefill = job.tape(sequences=sequences, tokens=prompt, kernels=kernels, itemsize=job.itemsize)
+    decode = job.tape(sequences=sequences, tokens=1, past=context - 1, kernels=kernels, itemsize=job.itemsize)
     items = [*weight_items(job, prefill, SERVING)]
     caches = text_caches(prefill)
     for length, moment in ((prompt, Moment.PREFILL), (context, Moment.DECODE)):
@@ -56,7 +61,7 @@ def account(job: Job) -> Account:
             caches,
             partial(_held, sequences, length),
             kv_dtype=s.kv_dtype,
-            default=job.model.dtype,
+            default=job.dtype,
             alive=frozenset({moment}),
             source="transformers 5.23 cache_utils.py: DynamicCache, DynamicSlidingWindowLayer",
         )
@@ -77,14 +82,14 @@ def account(job: Job) -> Account:
         items=items,
         room=job.gpu.usable if job.gpu else None,
         filled={
-            "engine_version": s.engine_version or VERSION,
+            "engine_version": version,
             "sequences": sequences,
             "context_length": context,
             "prompt_length": prompt,
             "attention": s.attention or "sdpa",
         },
         facts={"peak_allocated": allocated, "process": allocated + CUDA_CONTEXT},
-        assumptions=[f"prefill of {prompt:,} tokens in one pass, logits of the last token only (transformers since 4.45)"],
+        assumptions=[f"transformers {version}: prefill of {prompt:,} tokens in one pass, logits of {_LOGITS[logits]}"],
         remarks=["torch's allocator keeps freed blocks: what nvidia-smi shows lies a few percent above these figures"],
     )
 

@@ -14,12 +14,13 @@ from ..errors import Unknown
 from ..ledger import Item, Moment
 from ..tape import Cache, Kernels, numel
 from ..units import GiB, gib
-from .job import Account, Job
+from .job import Account, Job, release
 from .lines import SERVING, cache_items, cache_nbytes, kv_type, text_caches, weight_items
 
 NAME = "vllm"
 ABOUT = "V1 (0.11 and later) on one GPU: pool, pages, windows, hybrid groups; not: several GPUs, LoRA slots, drafts, images when profiling"
 VERSION = "0.21.0"
+OLDEST = (0, 11)
 
 UTILIZATION = 0.9
 """`gpu_memory_utilization`'s default: vllm/config/cache.py."""
@@ -31,7 +32,7 @@ CONTEXT = 548 * GiB // 1024
 """Already taken when vLLM starts (CUDA context): 0.51 GiB in llm-d-planner's H100 logs, with one GPU."""
 GRAPHS = 91 * GiB // 100
 """51 piecewise and the full decode graphs: 0.67–1.84, median 0.91 GiB in 43 logs of 0.19.0 with one H100. Not derived from the model."""
-KERNELS = Kernels(attention="flash", norm="fused", mlp="merged", rope="inplace", logits="last", frames="freed")
+KERNELS = Kernels(attention="flash", norm="fused", mlp="merged", rope="inplace", mla="absorbed", logits="last", frames="freed")
 
 
 def account(job: Job) -> Account:
@@ -39,22 +40,23 @@ def account(job: Job) -> Account:
     s = job.scenario
     job.refuse(NAME, gpu_count=1, tensor_parallel=1, pipeline_parallel=1, context_parallel=1, expert_parallel=1, offload=(), draft_model=1)
     version = s.engine_version or VERSION
-    release = _release(version)
+    running = release(version)
+    if running < OLDEST:
+        raise Unknown(f"engine_version {version!r}: vLLM before 0.11 is not estimated by this version")
     large = job.gpu is not None and job.gpu.usable >= 70 * GiB and "a100" not in job.gpu.name.lower()
     max_seqs = s.sequences or (1024 if large else 256)
     batched = s.max_batched_tokens or (8192 if large else 2048)
     context = job.context(default=job.model.context_length or 8192)
     utilization = s.gpu_memory_utilization or UTILIZATION
-    itemsize = 4 if job.model.dtype == "fp32" else 2
 
-    tape = job.tape(sequences=1, tokens=batched, kernels=KERNELS, itemsize=itemsize)
+    tape = job.tape(sequences=1, tokens=batched, kernels=KERNELS, itemsize=job.itemsize)
     items = [*weight_items(job, tape, SERVING)]
     caches = text_caches(tape)
-    items.append(_activations(tape.peak(), job, max_seqs, batched, release))
+    items.append(_activations(tape.peak(), job, max_seqs, batched, running))
     source = "43 start-up logs of vLLM 0.19.0 on H100: 0.24–0.46, median 0.25 GiB"
     items.append(Item(path=("non-torch",), nbytes=NON_TORCH, alive=SERVING, why="NCCL, cuBLAS and kernels, one GPU", source=source))
     graphs = 0 if s.eager else GRAPHS
-    inside = release >= (0, 21)
+    inside = running >= (0, 21)
     where = "budget" if inside else "outside the budget"
     source = "43 start-up logs of vLLM 0.19.0 on H100: 0.67–1.84, median 0.91 GiB; counted in the budget since 0.21"
     items.append(
@@ -65,7 +67,7 @@ def account(job: Job) -> Account:
 
     budget_items = sum(i.nbytes for i in items if "outside the budget" not in i.path)
     outside = sum(i.nbytes for i in items if "outside the budget" in i.path)
-    request = [*_request_items(caches, context, batched, s.kv_dtype, job.model.dtype)]
+    request = [*_request_items(caches, context, batched, s.kv_dtype, job.dtype)]
     items += request
     need = sum(item.nbytes for item in request)
     account = Account(
@@ -100,17 +102,7 @@ def account(job: Job) -> Account:
     return account
 
 
-def _release(version: str) -> tuple[int, int]:
-    parts = version.removeprefix("v").split(".")
-    if len(parts) < 2 or not all(part.isdigit() for part in parts[:2]):
-        raise Unknown(f"engine_version {version!r}: write vLLM's version as 0.19.0")
-    release = int(parts[0]), int(parts[1])
-    if release < (0, 11):
-        raise Unknown(f"engine_version {version!r}: vLLM before 0.11 is not estimated by this version")
-    return release
-
-
-def _activations(forward: tuple[int, str], job: Job, max_seqs: int, batched: int, release: tuple[int, int]) -> Item:
+def _activations(forward: tuple[int, str], job: Job, max_seqs: int, batched: int, running: tuple[int, int]) -> Item:
     """The profile run's peak: the larger of one forward pass of `batched` tokens and the sampler over `max_seqs` rows of logits.
 
     Sampler: 14.49 B × sequences × vocabulary (38.0 B up to 0.16) + 2.34 B × tokens × hidden + 0.042 GiB, fitted on 11 text-only models of
@@ -118,7 +110,7 @@ def _activations(forward: tuple[int, str], job: Job, max_seqs: int, batched: int
     """
     text = job.model.text
     vocab, hidden = _size(text, "vocab_size"), _size(text, "hidden_size")
-    per_logit = 14.49 if release >= (0, 17) else 38.0
+    per_logit = 14.49 if running >= (0, 17) else 38.0
     sampler = int(per_logit * max_seqs * vocab + 2.34 * batched * hidden + 0.042 * GiB)
     if sampler >= forward[0]:
         why = f"sampler: {per_logit} B × {max_seqs:,} sequences × {vocab:,} tokens + 2.34 B × {batched:,} × {hidden:,} + 0.042 GiB"

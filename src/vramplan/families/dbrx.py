@@ -8,6 +8,7 @@ from __future__ import annotations
 from ..ops import add, attention, embed, experts, head, layer_norm, linear, rope, route
 from ..tape import Dim, Tape, Tensor
 from .blocks import cache_kv
+from .checks import at_most, multiple
 from .config import Config
 
 MODEL_TYPES = ("dbrx",)
@@ -20,6 +21,9 @@ def forward(t: Tape, c: Config) -> None:
     ffn_config = c.sub("ffn_config")
     ffn = ffn_config.size("ffn_hidden_size", 3584, label="ffn")
     n_experts, top_k = ffn_config.size("moe_num_experts", 4, label="experts"), ffn_config.size("moe_top_k", 1, label="top_k")
+    multiple(c, hidden, heads)
+    multiple(c, heads, kv_heads)
+    at_most(c, top_k, n_experts)
 
     with t.module("transformer"):
         x, tokens = embed(t, "wte", vocab, hidden)
@@ -46,12 +50,12 @@ def forward(t: Tape, c: Config) -> None:
 def self_attention(t: Tape, x: Tensor, heads: Dim, kv_heads: Dim) -> Tensor:
     """Grouped-query attention from one fused projection: [b, s, hidden] -> [b, s, hidden]. The clamp makes a copy of it."""
     hidden = x.shape[-1]
-    d = Dim(int(hidden) // int(heads), "head_dim")
+    d = Dim(hidden // heads, "head_dim")
     with t.module("attn", x, part="attention"):
         qkv = linear(t, x, "Wqkv", hidden + 2 * kv_heads * d)
         qkv = t.op("clip_qkv", (qkv,), qkv.shape, saves=(qkv,))
-        q = rope(t, t.view(qkv, (*x.shape[:-1], heads * d)), "q")
-        k = rope(t, t.view(qkv, (*x.shape[:-1], kv_heads * d)), "k")
+        q = rope(t, t.view(qkv, (*x.shape[:-1], heads * d)), "q", d)
+        k = rope(t, t.view(qkv, (*x.shape[:-1], kv_heads * d)), "k", d)
         v = t.view(qkv, (*x.shape[:-1], kv_heads * d))
         cache_kv(t, kv_heads, d)
         y = attention(t, q, k, v, heads=heads, kv_heads=kv_heads)

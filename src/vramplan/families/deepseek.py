@@ -13,6 +13,7 @@ from ..errors import BadInput
 from ..ops import add, embed, head, rms_norm
 from ..tape import Tape
 from .blocks import gated_mlp, moe
+from .checks import at_most
 from .config import Config, groups
 from .mla import Latent, latent_attention
 
@@ -40,26 +41,43 @@ class Sizes:
 
 
 DEFAULTS = {
-    "deepseek_v2": Sizes(
-        vocab=102400, hidden=4096, ffn=11008, moe_ffn=1407, layers=32, heads=32, shared=2, experts=64, top_k=6, dense=0
-    ),
-    "deepseek_v3": Sizes(
-        vocab=129280, hidden=7168, ffn=18432, moe_ffn=2048, layers=61, heads=128, shared=1, experts=256, top_k=8, dense=3
-    ),
+    "deepseek_v2": Sizes(vocab=102400, hidden=4096, ffn=11008, moe_ffn=1407, layers=32, heads=32, shared=2, experts=64, top_k=6, dense=0),
+    "deepseek_v3": Sizes(vocab=129280, hidden=7168, ffn=18432, moe_ffn=2048, layers=61, heads=128, shared=1, experts=256, top_k=8, dense=3),
     "deepseek_v32": Sizes(
         vocab=129280, hidden=7168, ffn=18432, moe_ffn=2048, layers=61, heads=128, shared=1, experts=256, top_k=8, dense=3, index_heads=64
     ),
     "glm4_moe_lite": Sizes(
-        vocab=154880, hidden=2048, ffn=10240, moe_ffn=1536, layers=47, heads=20, shared=1, experts=64, top_k=4, dense=1,
-        q_rank=768, nope=192, v=256,
+        vocab=154880,
+        hidden=2048,
+        ffn=10240,
+        moe_ffn=1536,
+        layers=47,
+        heads=20,
+        shared=1,
+        experts=64,
+        top_k=4,
+        dense=1,
+        q_rank=768,
+        nope=192,
+        v=256,
     ),
     "glm_moe_dsa": Sizes(
-        vocab=154880, hidden=6144, ffn=12288, moe_ffn=2048, layers=78, heads=64, shared=1, experts=256, top_k=8, dense=3,
-        q_rank=2048, nope=192, v=256, index_heads=32,
+        vocab=154880,
+        hidden=6144,
+        ffn=12288,
+        moe_ffn=2048,
+        layers=78,
+        heads=64,
+        shared=1,
+        experts=256,
+        top_k=8,
+        dense=3,
+        q_rank=2048,
+        nope=192,
+        v=256,
+        index_heads=32,
     ),
-    "youtu": Sizes(
-        vocab=128256, hidden=2048, ffn=6144, moe_ffn=1, layers=32, heads=16, shared=0, experts=1, top_k=1, dense=32
-    ),
+    "youtu": Sizes(vocab=128256, hidden=2048, ffn=6144, moe_ffn=1, layers=32, heads=16, shared=0, experts=1, top_k=1, dense=32),
 }
 
 
@@ -71,6 +89,8 @@ def forward(t: Tape, c: Config) -> None:
     hidden, vocab = c.size("hidden_size", z.hidden, label="hidden"), c.size("vocab_size", z.vocab, label="vocab")
     ffn, moe_ffn = c.size("intermediate_size", z.ffn, label="ffn"), c.size("moe_intermediate_size", z.moe_ffn, label="moe_ffn")
     shared = c.size("n_shared_experts", z.shared, label="shared_experts", least=0)
+    n_experts, top_k = c.size("n_routed_experts", z.experts, label="experts"), c.size("num_experts_per_tok", z.top_k, label="top_k")
+    at_most(c, top_k, n_experts)
     m = Latent(c, c.size("num_attention_heads", z.heads, label="heads"), z.q_rank, z.nope, z.v, z.index_heads)
     correction = None if kind == "deepseek_v2" else "gate.e_score_correction_bias"
 
@@ -85,8 +105,8 @@ def forward(t: Tape, c: Config) -> None:
                         t,
                         y,
                         ffn=moe_ffn,
-                        n_experts=c.size("n_routed_experts", z.experts, label="experts"),
-                        top_k=c.size("num_experts_per_tok", z.top_k, label="top_k"),
+                        n_experts=n_experts,
+                        top_k=top_k,
                         shared_ffn=moe_ffn * shared,
                         correction=correction,
                     )

@@ -93,26 +93,28 @@ def self_attention(t: Tape, x: Tensor, c: Config, kind: str) -> Tensor:
         seen = Dim(x.shape[1] + min(t.past, window - 1), "keys")
         if kind != "sliding_attention":
             rate = c.sub("compress_rates").size(kind, RATES[kind], label="rate")
-            entries = compress(t, x, "compressor", d, rate, kind)
+            entries = compress(t, x, d, rate, kind, "compressed keys")
             chosen = index(t, x, q_latent, c, rate, kind) if kind == "compressed_sparse_attention" else entries.shape[1]
             kv = t.op("kv_and_compressed", (kv, entries), (x.shape[0], seen + entries.shape[1], d))
             window = window + min(chosen, entries.shape[1])
         y = attention(t, q, kv, kv, heads=heads, kv_heads=Dim(1, "kv_heads"), window=window, past=False)
         y = rope(t, y, "output")
         weight = t.weight("wo_a.weight", (groups_out * rank_out, per_group), "linear")
-        y = t.op("wo_a", (y,), (*x.shape[:-1], groups_out * rank_out), weights=(weight,), flops=2 * numel(y.shape) * int(rank_out), saves=(y,))
+        y = t.op(
+            "wo_a", (y,), (*x.shape[:-1], groups_out * rank_out), weights=(weight,), flops=2 * numel(y.shape) * int(rank_out), saves=(y,)
+        )
         return linear(t, y, "wo_b", x.shape[-1])
 
 
-def compress(t: Tape, x: Tensor, name: str, d: Dim, rate: Dim, kind: str) -> Tensor:
-    """Each `rate` tokens to one entry, a softmax-weighted sum: [b, s, hidden] -> [b, entries so far, d], which is cached.
+def compress(t: Tape, x: Tensor, d: Dim, rate: Dim, kind: str, name: str) -> Tensor:
+    """Each `rate` tokens to one entry, a softmax-weighted sum: [b, s, hidden] -> [b, entries so far, d], which is cached as `name`.
 
     A sparse layer's entries overlap: two series per token, one for this window's entry and one for the next. Between steps it keeps what no
     full window has taken yet, keys and gates: at most rate − 1 tokens, and with overlap the last window's first series.
     """
     overlap = kind == "compressed_sparse_attention"
     series = 2 if overlap else 1
-    with t.module(name, x, part="compressor"):
+    with t.module("compressor", x, part="compressor"):
         kv, gate = linear(t, x, "wkv", series * d), linear(t, x, "wgate", series * d)
         t.weight("ape", (rate, series * d), "conv", dtype="fp32")
         new = (x.shape[0], x.shape[1] // rate, series * rate, d)
@@ -122,8 +124,8 @@ def compress(t: Tape, x: Tensor, name: str, d: Dim, rate: Dim, kind: str) -> Ten
         weighted = t.op("weighted", (windows, softmax), new, saves=(windows,))
         entries = t.op("sum", (weighted,), (x.shape[0], new[1], d))
         entries = rope(t, rms_norm(t, entries, "norm"), "entries")
-        t.cache(f"{name.split('.')[0]} entries", "k", (d,), stride=rate)
-        t.cache(f"{name.split('.')[0]} buffer", "state", (2, 3 * rate - 2 if overlap else rate - 1, d), per="sequence")
+        t.cache(name, "k", (d,), stride=rate)
+        t.cache(f"{name}, open window", "state", (2, 3 * rate - 2 if overlap else rate - 1, d), per="sequence")
     if not t.past:
         return entries
     return t.op("compressed", (entries,), (x.shape[0], Dim((x.shape[1] + t.past) // rate, "entries"), d))
@@ -133,7 +135,7 @@ def index(t: Tape, x: Tensor, q_latent: Tensor, c: Config, rate: Dim, kind: str)
     """Small heads score the compressed past. Returns how many entries each token then sees."""
     heads, d = c.size("index_n_heads", 64, label="index_heads"), c.size("index_head_dim", 128, label="index_dim")
     with t.module("indexer", x, q_latent, part="indexer"):
-        keys = compress(t, x, "compressor", d, rate, kind)
+        keys = compress(t, x, d, rate, kind, "indexer keys")
         q = rope(t, linear(t, q_latent, "wq_b", heads * d), "q")
         weights = linear(t, x, "weights_proj", heads)
         scores = index_scores(t, q, keys, weights, heads=heads, keys=keys.shape[1])

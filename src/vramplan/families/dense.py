@@ -104,7 +104,7 @@ def attend(
 ) -> Tensor:
     """Rotate q and k, append k and v to the cache, attend: -> [b, s, heads·head_dim]."""
     if rotary:
-        q, k = rope(t, q, "q"), rope(t, k, "k")
+        q, k = rope(t, q, "q", s.head_dim), rope(t, k, "k", s.head_dim)
     if cached:
         cache_kv(t, s.kv_heads, s.head_dim, window=window)
     return attention(t, q, k, v, heads=s.heads, kv_heads=s.kv_heads, window=window, past=cached)

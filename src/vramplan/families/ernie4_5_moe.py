@@ -8,6 +8,7 @@ from __future__ import annotations
 from ..ops import add, embed, experts, head, rms_norm, route
 from ..tape import Dim, Tape, Tensor
 from .blocks import gated_mlp, head_dim, self_attention
+from .checks import multiple
 from .config import Config, groups
 
 MODEL_TYPES = ("ernie4_5_moe",)
@@ -16,6 +17,7 @@ MODEL_TYPES = ("ernie4_5_moe",)
 def forward(t: Tape, c: Config) -> None:
     hidden, vocab = c.size("hidden_size", 2560, label="hidden"), c.size("vocab_size", 103424, label="vocab")
     heads, kv_heads = c.size("num_attention_heads", 20, label="heads"), c.size("num_key_value_heads", 4, label="kv_heads")
+    multiple(c, heads, kv_heads)
     ffn, bias = c.size("intermediate_size", 12288, label="ffn"), c.flag("use_bias")
 
     with t.module("model"):

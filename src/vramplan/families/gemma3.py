@@ -1,7 +1,7 @@
 """Gemma 3: five layers with a sliding window, then one that sees everything, and so on.
 
-Unusual: four norms per layer (before and after attention and MLP), which stay in fp32 and scale by 1 + w; norms on queries and keys; an embedding
-scaled by √hidden and always the head's matrix too. With images: SigLIP at 896 × 896, its 4,096 patches pooled to 256 tokens.
+Unusual: four norms per layer (before and after attention and MLP), which stay in fp32 and scale by 1 + w; norms on queries and keys; an
+embedding scaled by √hidden and always the head's matrix too. With images: SigLIP at 896 × 896, its 4,096 patches pooled to 256 tokens.
 EmbeddingGemma is the text model without a causal mask, and so without a cache.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from ..ops import add, attention, embed, head, linear, rope
 from ..ops.norm_fp32 import rms_norm_fp32
+from ..ops.scale import scale
 from ..tape import Dim, Tape, Tensor
 from .blocks import cache_kv, gated_mlp
 from .checks import multiple
@@ -44,7 +45,7 @@ def decoder(t: Tape, c: Config, *, tied: bool) -> None:
     ffn = c.size("intermediate_size", 9216, label="ffn")
     with t.module("model"):
         x, tokens = embed(t, "embed_tokens", vocab, hidden)
-        x = t.op("scaled", (x,), x.shape)
+        x = scale(t, x, "scaled")
         for window, layers in groups(windows(c)):
             with t.layers("layers", layers, x) as x:
                 y = self_attention(t, rms_norm_fp32(t, x, "input_layernorm"), c, window)
@@ -77,7 +78,7 @@ def self_attention(t: Tape, x: Tensor, c: Config, window: int | None) -> Tensor:
         k = linear(t, x, "k_proj", kv_heads * d, bias=bias)
         v = linear(t, x, "v_proj", kv_heads * d, bias=bias)
         q, k = rms_norm_fp32(t, q, "q_norm", width=d), rms_norm_fp32(t, k, "k_norm", width=d)
-        q, k = rope(t, q, "q"), rope(t, k, "k")
+        q, k = rope(t, q, "q", d), rope(t, k, "k", d)
         if causal:
             cache_kv(t, kv_heads, d, window=window)
         y = attention(t, q, k, v, heads=heads, kv_heads=kv_heads, window=window, past=causal)

@@ -1,9 +1,9 @@
 """Gemma 3n: a model for phones, with most of its weights in tables that a token hardly reads.
 
-Unusual: *per-layer embeddings* and *KV sharing* (per_layer.py); *AltUp*, four copies of the stream of which a layer computes one and predicts
-and corrects the others; *Laurel*, a low-rank path beside attention; *MatFormer*, an MLP width per layer. Vision by MobileNet-V5
-(mobilenet.py), sound by a conformer (gemma_audio.py), each with its own small vocabulary. Checkpoints also hold keys and values of the shared
-layers, which nothing reads. Source: transformers 5.23 `models/gemma3n`; Baykal et al. 2023 (AltUp, arXiv:2301.13310).
+Unusual: *per-layer embeddings* and *KV sharing* (per_layer.py); *AltUp*, four copies of the stream of which a layer computes one and
+predicts and corrects the others; *Laurel*, a low-rank path beside attention; *MatFormer*, an MLP width per layer. Vision by MobileNet-V5
+(mobilenet.py), sound by a conformer (gemma_audio.py), each with its own small vocabulary. Checkpoints also hold keys and values of the
+shared layers, which nothing reads. Source: transformers 5.23 `models/gemma3n`; Baykal et al. 2023 (AltUp, arXiv:2301.13310).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from ..ops.norm_fp32 import rms_norm_fp32
 from ..ops.scale import scale, softcap
 from ..tape import Dim, Tape, Tensor
 from .blocks import cache_kv, gated_mlp
-from .checks import multiple
+from .checks import few, multiple
 from .config import Config, groups
 from .gemma_audio import gemma3n_audio
 from .mobilenet import mobilenet_v5
@@ -95,7 +95,9 @@ def ffn_widths(c: Config, n: int) -> list[int]:
     if len(given) != n:
         raise BadInput(f"{c.path}: 'intermediate_size' names {len(given)} layers, the model has {n}")
     each = Config({str(i): width for i, width in enumerate(given)}, f"{c.path}.intermediate_size")
-    return [int(each.size(str(i))) for i in range(n)]
+    widths = [int(each.size(str(i))) for i in range(n)]
+    few(c, "intermediate_size", widths)
+    return widths
 
 
 def altup_spread(t: Tape, x: Tensor, copies: Dim) -> Tensor:
@@ -156,9 +158,9 @@ def self_attention(t: Tape, x: Tensor, c: Config, kind: str, keys: KeysValues, s
     d, bias = c.size("head_dim", 256), c.flag("attention_bias")
     window = None if kind == FULL else c.size("sliding_window", 512, label="window")
     with t.module("self_attn", x, part="attention"):
-        q = rope(t, rms_norm_fp32(t, linear(t, x, "q_proj", heads * d, bias=bias), "q_norm", width=d), "q")
+        q = rope(t, rms_norm_fp32(t, linear(t, x, "q_proj", heads * d, bias=bias), "q_norm", width=d), "q", d)
         if not shared:
-            k = rope(t, rms_norm_fp32(t, linear(t, x, "k_proj", kv_heads * d, bias=bias), "k_norm", width=d), "k")
+            k = rope(t, rms_norm_fp32(t, linear(t, x, "k_proj", kv_heads * d, bias=bias), "k_norm", width=d), "k", d)
             v = rms_norm_fp32(t, linear(t, x, "v_proj", kv_heads * d, bias=bias), "v_norm", weight=False)
             cache_kv(t, kv_heads, d, window=window)
             keys[kind] = k, v

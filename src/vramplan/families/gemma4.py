@@ -2,9 +2,9 @@
 
 Unusual: full layers have `global_head_dim` 512 and their own number of kv heads, and in the larger models no value projection
 (`attention_k_eq_v`: values are the keys before their norm and rotation; both are cached). The small ones have per-layer embeddings and KV
-sharing (per_layer.py), with MLPs twice as wide in the sharing layers; 26B-A4B has routed experts *beside* the MLP. Each layer ends in a scalar that is
-a buffer. Vision by a ViT of its own, sound by a conformer (gemma_audio.py); "unified" models have no towers, only embedders of raw patches and
-waveforms. Defaults: transformers 5.23 `models/gemma4`, `models/gemma4_unified`.
+sharing (per_layer.py), with MLPs twice as wide in the sharing layers; 26B-A4B has routed experts *beside* the MLP. Each layer ends in a
+scalar that is a buffer. Vision by a ViT of its own, sound by a conformer (gemma_audio.py); "unified" models have no towers, only embedders
+of raw patches and waveforms. Defaults: transformers 5.23 `models/gemma4`, `models/gemma4_unified`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from ..ops.norm_fp32 import rms_norm_fp32
 from ..ops.scale import scale, softcap
 from ..tape import Dim, Tape, Tensor
 from .blocks import cache_kv, gated_mlp
-from .checks import at_most, multiple
+from .checks import at_most, few, multiple
 from .config import Config, groups
 from .gemma_audio import gemma4_audio, projection
 from .per_layer import FULL, attention_kinds, per_layer_gate, per_layer_inputs, shared_layers
@@ -95,6 +95,7 @@ def head_shapes(c: Config, kinds: list[str], unified: bool) -> list[tuple[Dim, D
                 raise BadInput(f"{given.path}: {str(key)[:60]!r} is none of the layers 0 to {len(kinds) - 1}")
             layer = given.sub(key)
             shapes[int(key)] = layer.size("head_dim", int(d)), layer.size("num_key_value_heads", int(kv_heads), label="kv_heads")
+        few(c, "per_layer_config", shapes)
         return shapes
     own_heads = c.maybe("num_global_key_value_heads", label="kv_heads") if c.flag("attention_k_eq_v") else None
     wide = c.size("global_head_dim", 512, label="head_dim"), own_heads or kv_heads
@@ -112,11 +113,11 @@ def self_attention(
     window = window if causal else window // 2 + 1
     seen = None if kind == FULL else window
     with t.module("self_attn", x, part="attention"):
-        q = rope(t, rms_norm_fp32(t, linear(t, x, "q_proj", heads * d, bias=bias), "q_norm", width=d), "q")
+        q = rope(t, rms_norm_fp32(t, linear(t, x, "q_proj", heads * d, bias=bias), "q_norm", width=d), "q", d)
         if not shared:
             raw = linear(t, x, "k_proj", kv_heads * d, bias=bias)
             v = raw if kind == FULL and c.flag("attention_k_eq_v") else linear(t, x, "v_proj", kv_heads * d, bias=bias)
-            k = rope(t, rms_norm_fp32(t, raw, "k_norm", width=d), "k")
+            k = rope(t, rms_norm_fp32(t, raw, "k_norm", width=d), "k", d)
             v = rms_norm_fp32(t, v, "v_norm", weight=False)
             if causal:
                 cache_kv(t, kv_heads, d, window=seen)
@@ -142,7 +143,7 @@ def routed(t: Tape, x: Tensor, c: Config) -> Tensor:
 
 
 def vision(t: Tape, c: Config) -> Tensor:
-    """A ViT with Gemma's four norms per layer and positions in two tables; 3 × 3 patches are pooled to one token. Defaults: Gemma4VisionConfig."""
+    """A ViT with Gemma's four norms per layer and two tables of positions; 3 × 3 patches make a token. Defaults: Gemma4VisionConfig."""
     width, d, clip = c.size("hidden_size", 768, label="vision_hidden"), c.size("head_dim", 64), c.flag("use_clipped_linears")
     heads, kv_heads = c.size("num_attention_heads", 12, label="vision_heads"), c.size("num_key_value_heads", 12, label="kv_heads")
     multiple(c, heads, kv_heads)

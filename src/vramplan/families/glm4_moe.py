@@ -8,6 +8,7 @@ from __future__ import annotations
 from ..ops import add, embed, head, rms_norm
 from ..tape import Tape
 from .blocks import gated_mlp, head_dim, moe, self_attention
+from .checks import at_most, multiple
 from .config import Config, groups
 
 MODEL_TYPES = ("glm4_moe", "solar_open")
@@ -20,6 +21,9 @@ def forward(t: Tape, c: Config) -> None:
     kv_heads = c.size("num_key_value_heads", 8, label="kv_heads")
     d = head_dim(c, heads, hidden) if glm else c.size("head_dim", 128)
     moe_ffn = c.size("moe_intermediate_size", 1408 if glm else 1280, label="moe_ffn")
+    n_experts, top_k = c.size("n_routed_experts", 128, label="experts"), c.size("num_experts_per_tok", 8, label="top_k")
+    multiple(c, heads, kv_heads)
+    at_most(c, top_k, n_experts)
     shared = c.size("n_shared_experts", 1, label="shared_experts", least=0)
     n, dense = c.layers(default=46 if glm else 48), c.size("first_k_dense_replace", 1, least=0) if glm else 0
 
@@ -43,8 +47,8 @@ def forward(t: Tape, c: Config) -> None:
                         t,
                         y,
                         ffn=moe_ffn,
-                        n_experts=c.size("n_routed_experts", 128, label="experts"),
-                        top_k=c.size("num_experts_per_tok", 8, label="top_k"),
+                        n_experts=n_experts,
+                        top_k=top_k,
                         shared_ffn=moe_ffn * shared,
                         correction="gate.e_score_correction_bias",
                     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 from ..ops import add, attention, embed, experts, head, linear, rms_norm, rope, route
 from ..tape import Dim, Tape, Tensor
 from .blocks import cache_kv
+from .checks import at_most, multiple
 from .config import Config, groups
 
 MODEL_TYPES = ("gpt_oss",)
@@ -20,6 +21,8 @@ def forward(t: Tape, c: Config) -> None:
     kv_heads = c.size("num_key_value_heads", 8, label="kv_heads")
     d, ffn = c.size("head_dim", 64), c.size("intermediate_size", 2880, label="ffn")
     n_experts, top_k = c.size("num_local_experts", 128, label="experts"), c.size("num_experts_per_tok", 4, label="top_k")
+    multiple(c, heads, kv_heads)
+    at_most(c, top_k, n_experts)
     bias = c.flag("attention_bias", True)
 
     with t.module("model"):
@@ -52,8 +55,8 @@ def sink_attention(t: Tape, x: Tensor, heads: Dim, kv_heads: Dim, d: Dim, bias: 
     """Grouped-query attention with a learned logit per head, `sinks`, in each softmax's sum: [b, s, hidden] -> [b, s, hidden]."""
     with t.module("self_attn", x, part="attention"):
         t.weight("sinks", (heads,), "norm")
-        q = rope(t, linear(t, x, "q_proj", heads * d, bias=bias), "q")
-        k = rope(t, linear(t, x, "k_proj", kv_heads * d, bias=bias), "k")
+        q = rope(t, linear(t, x, "q_proj", heads * d, bias=bias), "q", d)
+        k = rope(t, linear(t, x, "k_proj", kv_heads * d, bias=bias), "k", d)
         v = linear(t, x, "v_proj", kv_heads * d, bias=bias)
         cache_kv(t, kv_heads, d, window=window)
         y = attention(t, q, k, v, heads=heads, kv_heads=kv_heads, window=window)

@@ -9,6 +9,7 @@ from ..ops import add, embed, head, rms_norm
 from ..ops.moe import experts, route
 from ..tape import Dim, Tape, Tensor
 from .blocks import head_dim, self_attention
+from .checks import at_most, multiple
 from .config import Config
 
 MODEL_TYPES = ("granitemoe",)
@@ -18,6 +19,9 @@ def forward(t: Tape, c: Config) -> None:
     hidden, vocab = c.size("hidden_size", 4096, label="hidden"), c.size("vocab_size", 32000, label="vocab")
     heads = c.size("num_attention_heads", 32, label="heads")
     kv_heads = c.size("num_key_value_heads", int(heads), label="kv_heads")
+    n_experts, top_k = c.size("num_local_experts", 8, label="experts"), c.size("num_experts_per_tok", 2, label="top_k")
+    multiple(c, heads, kv_heads)
+    at_most(c, top_k, n_experts)
     bias = c.flag("attention_bias")
 
     with t.module("model"):
@@ -37,8 +41,8 @@ def forward(t: Tape, c: Config) -> None:
                 t,
                 rms_norm(t, x, "post_attention_layernorm"),
                 ffn=c.size("intermediate_size", 11008, label="ffn"),
-                n_experts=c.size("num_local_experts", 8, label="experts"),
-                top_k=c.size("num_experts_per_tok", 2, label="top_k"),
+                n_experts=n_experts,
+                top_k=top_k,
             )
             x = add(t, x, y)
         x = rms_norm(t, x, "norm")

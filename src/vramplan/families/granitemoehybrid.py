@@ -1,7 +1,8 @@
 """Granite 4: nine Mamba-2 layers to one of attention, each with a shared MLP and, in the larger ones, routed experts beside it.
 
-Unusual: attention without positions (`position_embedding_type` "nope") in the hybrids, the checkpoint's fused gate-and-up matrices of Granite MoE;
-the smallest have attention only, and `num_local_experts` 0 means no experts. Source: transformers 5.23 `models/granitemoehybrid`.
+Unusual: attention without positions (`position_embedding_type` "nope") in the hybrids, the checkpoint's fused gate-and-up matrices of
+Granite MoE; the smallest have attention only, and `num_local_experts` 0 means no experts. Source: transformers 5.23
+`models/granitemoehybrid`.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ def forward(t: Tape, c: Config) -> None:
             y = rms_norm(t, x, "input_layernorm")
             with t.module("self_attn", y, part="attention"):
                 q, k, v = project(t, y, s, bias=bias)
-                q, k = rope(t, q, "q"), rope(t, k, "k")
+                q, k = rope(t, q, "q", s.head_dim), rope(t, k, "k", s.head_dim)
                 q, k = rms_norm(t, q, "query_layernorm", width=s.head_dim), rms_norm(t, k, "key_layernorm", width=s.head_dim)
                 y = linear(t, attend(t, q, k, v, s, rotary=False), "o_proj", s.hidden, bias=bias)
             x = add(t, x, y)

@@ -10,6 +10,7 @@ from ..errors import BadInput
 from ..ops import add, attention, embed, experts, head, linear, rms_norm, rope, route
 from ..tape import Dim, Tape, Tensor
 from .blocks import cache_kv, gated_mlp, head_dim
+from .checks import at_most, multiple
 from .config import Config
 
 MODEL_TYPES = ("hunyuan_v1_moe",)
@@ -20,6 +21,9 @@ def forward(t: Tape, c: Config) -> None:
     heads = c.size("num_attention_heads", 32, label="heads")
     kv_heads = c.size("num_key_value_heads", int(heads), label="kv_heads")
     ffn = c.size("intermediate_size", 11008, label="ffn")
+    n_experts, top_k = each(c, "num_experts", 1, "experts"), each(c, "moe_topk", 1, "top_k")
+    multiple(c, heads, kv_heads)
+    at_most(c, top_k, n_experts)
 
     with t.module("model"):
         x, tokens = embed(t, "embed_tokens", vocab, hidden)
@@ -29,14 +33,13 @@ def forward(t: Tape, c: Config) -> None:
             y = rms_norm(t, x, "post_attention_layernorm")
             with t.module("mlp", y, part="experts"):
                 shared = gated_mlp(t, y, ffn * each(c, "num_shared_expert", 1), module="shared_mlp")
-                n_experts = each(c, "num_experts", 1, "experts")
                 y = experts(
                     t,
                     y,
                     route(t, y, "gate.wg", n_experts, dtype="fp32"),
                     ffn=ffn,
                     n_experts=n_experts,
-                    top_k=each(c, "moe_topk", 1, "top_k"),
+                    top_k=top_k,
                     up=("experts.{e}.gate_proj.weight", "experts.{e}.up_proj.weight"),
                     down="experts.{e}.down_proj.weight",
                 )
@@ -59,8 +62,8 @@ def each(c: Config, key: str, default: int, label: str = "") -> Dim:
 def self_attention(t: Tape, x: Tensor, heads: Dim, kv_heads: Dim, d: Dim, bias: bool) -> Tensor:
     """Grouped-query attention with norms on q and k after their rotation: [b, s, hidden] -> [b, s, hidden]."""
     with t.module("self_attn", x, part="attention"):
-        q = rope(t, linear(t, x, "q_proj", heads * d, bias=bias), "q")
-        k = rope(t, linear(t, x, "k_proj", kv_heads * d, bias=bias), "k")
+        q = rope(t, linear(t, x, "q_proj", heads * d, bias=bias), "q", d)
+        k = rope(t, linear(t, x, "k_proj", kv_heads * d, bias=bias), "k", d)
         v = linear(t, x, "v_proj", kv_heads * d, bias=bias)
         q, k = rms_norm(t, q, "query_layernorm", width=d), rms_norm(t, k, "key_layernorm", width=d)
         cache_kv(t, kv_heads, d)

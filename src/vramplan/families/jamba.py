@@ -1,7 +1,7 @@
 """Jamba: seven Mamba-1 layers to one of attention; every second feed-forward is a mixture of experts.
 
-Unusual: no positions at all, norms on Mamba's Δ, B and C; one expert (Jamba 3B) is a plain MLP. Which layer is what follows from periods and
-offsets. Source: Lieber et al. 2024 (arXiv:2403.19887); transformers 5.23 `models/jamba`.
+Unusual: no positions at all, norms on Mamba's Δ, B and C; one expert (Jamba 3B) is a plain MLP. Which layer is what follows from periods
+and offsets. Source: Lieber et al. 2024 (arXiv:2403.19887); transformers 5.23 `models/jamba`.
 """
 
 from __future__ import annotations

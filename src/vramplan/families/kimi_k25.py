@@ -1,7 +1,7 @@
 """Kimi K2.5 to K2.7: DeepSeek-V3's text model with 384 experts, and MoonViT, a vision tower with one fused q, k, v projection.
 
-The tower merges 2 × 2 patches into one token (in space; frames are averaged in time), which a two-layer projector brings to the text's width.
-The released config prefixes the tower's sizes with `vt_`.
+The tower merges 2 × 2 patches into one token (frames are averaged), which a two-layer projector brings to the text's width. The released
+config prefixes the tower's sizes with `vt_`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def forward(t: Tape, c: Config) -> None:
 def vision(t: Tape, c: Config, hidden: Dim) -> None:
     """MoonViT and the projector: an image of the stored grid's size, [1, patches, width] -> [1, patches/4, hidden]."""
     width, ffn = size(c, "hidden_size", 1152, "vision_hidden"), size(c, "intermediate_size", 4304, "vision_ffn")
-    heads, n = size(c, "num_attention_heads", 16, "vision_heads"), size(c, "num_hidden_layers", 27, "vision_layers")
+    heads, n = size(c, "num_attention_heads", 16, "vision_heads"), c.layers(key(c, "num_hidden_layers"), 27)
     rows, columns = c.size("init_pos_emb_height", 64), c.size("init_pos_emb_width", 64)
     d = Dim(multiple(c, width, heads), "vision_head_dim")
     with t.module("vision_tower"):
@@ -38,7 +38,7 @@ def vision(t: Tape, c: Config, hidden: Dim) -> None:
             x = patch_conv(t, c, "proj", width, Dim(rows * columns, "patches"), c.size("patch_size", 14), bias=True)
             x = t.op("pos_emb", (x,), x.shape, weights=(t.weight("pos_emb.weight", (rows, columns, width), "norm"),))
         with t.module("encoder"):
-            with t.layers("blocks", range(Config({"vt_num_hidden_layers": int(n)}).layers("vt_num_hidden_layers")), x) as x:
+            with t.layers("blocks", range(n), x) as x:
                 x = add(t, x, fused_attention(t, layer_norm(t, x, "norm0"), heads, d))
                 x = add(t, x, plain_mlp(t, layer_norm(t, x, "norm1"), ffn, names=("fc0", "fc1")))
             x = layer_norm(t, x, "final_layernorm")
@@ -49,9 +49,14 @@ def vision(t: Tape, c: Config, hidden: Dim) -> None:
         linear(t, x, "proj.2", hidden, bias=True)
 
 
-def size(c: Config, key: str, default: int, label: str) -> Dim:
-    """A tower's size, `vt_…` in the released config and bare in transformers' own."""
-    return c.size(f"vt_{key}" if c.has(f"vt_{key}") else key, default, label=label)
+def size(c: Config, name: str, default: int, label: str) -> Dim:
+    """A size of the tower."""
+    return c.size(key(c, name), default, label=label)
+
+
+def key(c: Config, name: str) -> str:
+    """What the config calls it: `vt_…` in the released one, the bare name in transformers' own."""
+    return f"vt_{name}" if c.has(f"vt_{name}") else name
 
 
 def fused_attention(t: Tape, x: Tensor, heads: Dim, d: Dim) -> Tensor:

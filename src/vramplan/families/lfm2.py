@@ -11,7 +11,7 @@ from ..errors import BadInput
 from ..ops import add, attention, causal_conv, embed, head, linear, multiply, rms_norm, rope
 from ..tape import Dim, Tape, Tensor
 from .blocks import cache_kv, gated_mlp, moe
-from .checks import at_most, multiple
+from .checks import at_most, layer_set, multiple
 from .config import Config, groups
 
 MODEL_TYPES = ("lfm2", "lfm2_moe")
@@ -42,8 +42,8 @@ def forward(t: Tape, c: Config) -> None:
 
 def layer_kinds(c: Config, n: int) -> list[str]:
     """`conv` or `full_attention` for each layer; older configs list only the attention layers, `full_attn_idxs`."""
-    attends = c.items("full_attn_idxs")
-    default = ["full_attention" if attends is None or i in attends else "conv" for i in range(n)]
+    attends = layer_set(c, "full_attn_idxs", range(n))
+    default = ["full_attention" if i in attends else "conv" for i in range(n)]
     return c.kinds("layer_types", n, default, ("conv", "full_attention"))
 
 
@@ -81,7 +81,7 @@ def self_attention(t: Tape, x: Tensor, c: Config) -> Tensor:
         q = rms_norm(t, linear(t, x, "q_proj", heads * d), "q_layernorm", width=d)
         k = rms_norm(t, linear(t, x, "k_proj", kv_heads * d), "k_layernorm", width=d)
         v = linear(t, x, "v_proj", kv_heads * d)
-        q, k = rope(t, q, "q"), rope(t, k, "k")
+        q, k = rope(t, q, "q", d), rope(t, k, "k", d)
         cache_kv(t, kv_heads, d)
         return linear(t, attention(t, q, k, v, heads=heads, kv_heads=kv_heads), "out_proj", hidden)
 

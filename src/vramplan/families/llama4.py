@@ -63,12 +63,13 @@ def layer_kinds(c: Config) -> list[tuple[Dim | None, bool, bool]]:
 def attend(t: Tape, x: Tensor, c: Config, chunk: Dim | None, rotary: bool) -> Tensor:
     """Grouped-query attention: [b, s, hidden] -> [b, s, hidden]. A layer without positions scales q by a temperature, where tuned."""
     heads, kv_heads = c.size("num_attention_heads", 40, label="heads"), c.size("num_key_value_heads", 8, label="kv_heads")
+    multiple(c, heads, kv_heads)
     d, bias = c.size("head_dim", 128), c.flag("attention_bias")
     with t.module("self_attn", x, part="attention"):
         q, k = linear(t, x, "q_proj", heads * d, bias=bias), linear(t, x, "k_proj", kv_heads * d, bias=bias)
         v = linear(t, x, "v_proj", kv_heads * d, bias=bias)
         if rotary:
-            q, k = rope(t, q, "q"), rope(t, k, "k")
+            q, k = rope(t, q, "q", d), rope(t, k, "k", d)
             if c.flag("use_qk_norm", True):
                 q, k = rms_norm(t, q, "q_norm", weight=False), rms_norm(t, k, "k_norm", weight=False)
         elif c.flag("attn_temperature_tuning", True):

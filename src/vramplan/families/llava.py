@@ -1,7 +1,7 @@
 """LLaVA and Mistral 3: any text model behind CLIP's or Pixtral's tower and a projector of two linears.
 
-Unusual: the checkpoint names the text model's weights `language_model.model…`, as if it had been saved alone. Mistral 3 merges 2 × 2 patches
-before the projector, and ties the head by default.
+Unusual: the checkpoint names the text model's weights `language_model.model…`, as if it had been saved alone. Mistral 3 merges 2 × 2
+patches before the projector, and ties the head by default.
 """
 
 from __future__ import annotations

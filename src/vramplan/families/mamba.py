@@ -1,8 +1,8 @@
 """Mamba (Gu & Dao 2023, arXiv:2312.00752) and Mamba-2 (Dao & Gu 2024, arXiv:2405.21060): no attention, no cache that grows.
 
-A layer keeps the last columns of a short convolution and a state: [inner, d_state] in Mamba-1, [heads, head_dim, d_state] in Mamba-2. The scan's
-kernels return it in fp32 (mamba-ssm's `selective_scan_fn`, `mamba_chunk_scan_combined`), and transformers' cache keeps it so. The residual
-stream is in fp32 by default. The blocks below are Jamba's (mamba1), Falcon-H1's, Granite 4's and Nemotron-H's (mamba2) too.
+A layer keeps the last columns of a short convolution and a state: [inner, d_state] in Mamba-1, [heads, head_dim, d_state] in Mamba-2. The
+scan's kernels return it in fp32 (mamba-ssm's `selective_scan_fn`, `mamba_chunk_scan_combined`), and transformers' cache keeps it so. The
+residual stream is in fp32 by default. The blocks below are Jamba's (mamba1), Falcon-H1's, Granite 4's and Nemotron-H's (mamba2) too.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ from __future__ import annotations
 from ..ops import add, attention, embed, head, linear, rms_norm, rope
 from ..tape import Tape, Tensor
 from .blocks import cache_kv, gated_mlp, moe
+from .checks import multiple
 from .config import Config, groups
 
 MODEL_TYPES = ("mimo_v2_flash",)
@@ -61,11 +62,12 @@ def self_attention(t: Tape, x: Tensor, c: Config, sliding: bool) -> Tensor:
         kv_heads = c.size("swa_num_key_value_heads", 2 * int(kv_heads), label="kv_heads")
         before = c.maybe("sliding_window_size", label="window")
         window = before + 1 if before else c.size("sliding_window", 129, label="window")
+    multiple(c, heads, kv_heads)
     with t.module("self_attn", x, part="attention"):
         if sliding:
             t.weight("attention_sink_bias", (heads,), "norm")
-        q = rope(t, linear(t, x, "q_proj", heads * d, bias=bias), "q")
-        k = rope(t, linear(t, x, "k_proj", kv_heads * d, bias=bias), "k")
+        q = rope(t, linear(t, x, "q_proj", heads * d, bias=bias), "q", d)
+        k = rope(t, linear(t, x, "k_proj", kv_heads * d, bias=bias), "k", d)
         v = linear(t, x, "v_proj", kv_heads * dv, bias=bias)
         v = t.op("v_scale", (v,), v.shape)
         cache_kv(t, kv_heads, d, dv, window=window)

@@ -11,6 +11,7 @@ from ..ops import activation, add, attention, embed, head, layer_norm, linear, r
 from ..ops.indexer import index_scores
 from ..tape import Dim, Tape, Tensor
 from .blocks import cache_kv, gated_mlp, moe
+from .checks import multiple
 from .config import Config, groups
 from .vision import encoder_layer, patch_grid, sizes
 
@@ -52,10 +53,11 @@ def layer_kinds(c: Config) -> list[tuple[bool, bool]]:
 def self_attention(t: Tape, x: Tensor, c: Config, block_sparse: bool) -> Tensor:
     """Grouped-query attention with a norm on each head of q and k: [b, s, hidden] -> [b, s, hidden]."""
     heads, kv_heads = c.size("num_attention_heads", 64, label="heads"), c.size("num_key_value_heads", 4, label="kv_heads")
+    multiple(c, heads, kv_heads)
     d = c.size("head_dim", 128)
     with t.module("self_attn", x, part="attention"):
-        q = rope(t, rms_norm(t, linear(t, x, "q_proj", heads * d), "q_norm", width=d), "q")
-        k = rope(t, rms_norm(t, linear(t, x, "k_proj", kv_heads * d), "k_norm", width=d), "k")
+        q = rope(t, rms_norm(t, linear(t, x, "q_proj", heads * d), "q_norm", width=d), "q", d)
+        k = rope(t, rms_norm(t, linear(t, x, "k_proj", kv_heads * d), "k_norm", width=d), "k", d)
         v = linear(t, x, "v_proj", kv_heads * d)
         cache_kv(t, kv_heads, d)
         y = attention(t, q, k, v, heads=heads, kv_heads=kv_heads, window=index(t, x, c) if block_sparse else None)
@@ -69,8 +71,8 @@ def index(t: Tape, x: Tensor, c: Config) -> int:
     d = sparse.size("sparse_index_dim", c.size("index_head_dim", 128), label="index_dim")
     block = sparse.size("sparse_block_size", c.size("index_block_size", 128), label="block")
     topk = sparse.size("sparse_topk_blocks", c.size("index_topk_blocks", 16), label="blocks")
-    q = rope(t, rms_norm(t, linear(t, x, "index_q_proj", heads * d), "index_q_norm", width=d), "index_q")
-    k = rope(t, rms_norm(t, linear(t, x, "index_k_proj", d), "index_k_norm"), "index_k")
+    q = rope(t, rms_norm(t, linear(t, x, "index_q_proj", heads * d), "index_q_norm", width=d), "index_q", d)
+    k = rope(t, rms_norm(t, linear(t, x, "index_k_proj", d), "index_k_norm"), "index_k", d)
     t.cache("indexer keys", "k", (d,))
     keys = Dim(x.shape[1] + t.past, "keys") if t.past else x.shape[1]
     scores = index_scores(t, q, k, None, heads=heads, keys=keys)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from ..ops import add, embed, head, layer_norm, rms_norm
 from ..tape import Tape
 from .blocks import head_dim, moe, self_attention
+from .checks import at_most, multiple
 from .config import Config
 
 MODEL_TYPES = ("mixtral", "phimoe")
@@ -21,6 +22,8 @@ def forward(t: Tape, c: Config) -> None:
     ffn = c.size("intermediate_size", 6400 if phi else 14336, label="ffn")
     n_experts = c.size("num_local_experts", 16 if phi else 8, label="experts")
     top_k = c.size("num_experts_per_tok", 2, label="top_k")
+    multiple(c, heads, kv_heads)
+    at_most(c, top_k, n_experts)
     bias = phi and c.flag("attention_bias")
 
     with t.module("model"):

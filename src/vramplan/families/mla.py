@@ -3,12 +3,13 @@
 Keys and values of all heads come from one latent of `kv_lora_rank` numbers per token, and one rotary key that the heads share: these two
 are the cache. transformers caches the latents and expands those of all tokens, past ones too, to per-head keys and values in every pass
 (5.23 `models/deepseek_v3`, `expand_kv`); serving engines do so in prefill, and in decode absorb the expansion into the query and the
-output (vLLM `v1/attention/backends/mla/common.py`), so that attention runs on the latents with one key-value head.
+output (vLLM `v1/attention/backends/mla/common.py`), so that attention runs on the latents with one key-value head. Kimi K3's has no
+rotation, and a gate on its output.
 """
 
 from __future__ import annotations
 
-from ..ops import attention, layer_norm, linear, rms_norm, rope
+from ..ops import activation, attention, layer_norm, linear, multiply, rms_norm, rope
 from ..ops.indexer import index_scores
 from ..tape import Dim, Tape, Tensor, Weight, numel
 from .config import Config
@@ -28,6 +29,8 @@ class Latent:
         self.nope = c.size("qk_nope_head_dim", nope, label="nope_dim")
         self.v = c.size("v_head_dim", v, label="v_dim")
         self.bias = c.flag("attention_bias")
+        self.rotary = not c.flag("mla_use_nope")
+        self.gated = c.flag("mla_use_output_gate")
         self.index_heads = c.size("index_n_heads", index_heads, label="index_heads") if index_heads else None
         self.index_dim = c.size("index_head_dim", 128, label="index_dim")
         self.topk = c.size("index_topk", 2048, label="index_topk")
@@ -46,15 +49,18 @@ def latent_attention(t: Tape, x: Tensor, m: Latent, *, indexer: bool = False) ->
             q_latent, q = x, linear(t, x, "q_proj", m.heads * (m.nope + m.rope))
         both = linear(t, x, "kv_a_proj_with_mqa", m.rank + m.rope, bias=m.bias)
         latent = rms_norm(t, t.view(both, (*x.shape[:-1], m.rank)), "kv_a_layernorm")
-        q_rope = rope(t, t.view(q, (*x.shape[:-1], m.heads * m.rope)), "q")
-        k_rope = rope(t, t.view(both, (*x.shape[:-1], m.rope)), "k")
-        q = t.op("q", (q, q_rope), q.shape)
+        k_rope = t.view(both, (*x.shape[:-1], m.rope))
+        if m.rotary:
+            q_rope = rope(t, t.view(q, (*x.shape[:-1], m.heads * m.rope)), "q", m.rope)
+            q, k_rope = t.op("q", (q, q_rope), q.shape), rope(t, k_rope, "k", m.rope)
         t.cache("latent", "k", (m.rank + m.rope,))
         if indexer and m.index_heads:
             index(t, x, q_latent, m, m.index_heads)
         expansion = t.weight("kv_b_proj.weight", (m.heads * (m.nope + m.v), m.rank), "linear")
-        attend = absorbed if t.past and t.kernels.rope == "inplace" else expanded
+        attend = absorbed if t.past and t.kernels.mla == "absorbed" else expanded
         y = attend(t, q, latent, k_rope, expansion, m, m.topk if m.index_heads else None)
+        if m.gated:
+            y = multiply(t, y, activation(t, linear(t, x, "g_proj", m.heads * m.v), "sigmoid"), "gated")
         return linear(t, y, "o_proj", x.shape[-1], bias=m.bias)
 
 

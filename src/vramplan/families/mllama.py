@@ -1,9 +1,9 @@
 """Llama 3.2 Vision: Llama with cross-attention layers between, whose keys and values are those of the image.
 
-Unusual: those layers cache the image's tokens (4 tiles of (560/14)² + 1 each), per sequence and not per text token, and only where there is an
-image; without one, transformers skips them, though this walk lets the text through them. Their norm-and-gate scalars start at zero. The tower
-has a global transformer behind the local one and hands on five intermediate layers too. Eight more embeddings than logits.
-Defaults: MllamaTextConfig, MllamaVisionConfig (transformers 5.23 `models/mllama`).
+Unusual: those layers cache the image's tokens (4 tiles of (560/14)² + 1 each), per sequence and not per text token, and only where there is
+an image; without one, transformers skips them, though this walk lets the text through them. Their norm-and-gate scalars start at zero. The
+tower has a global transformer behind the local one and hands on five intermediate layers too. Eight more embeddings than logits. Defaults:
+MllamaTextConfig, MllamaVisionConfig (transformers 5.23 `models/mllama`).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 from ..ops import add, attention, embed, head, layer_norm, linear, rms_norm
 from ..tape import Dim, Tape, Tensor, Weight
 from .blocks import gated_mlp, plain_mlp, self_attention
-from .checks import multiple
+from .checks import layer_set, multiple
 from .config import Config, groups
 from .vision import patch_conv, patch_grid
 
@@ -25,8 +25,7 @@ def forward(t: Tape, c: Config) -> None:
     d = Dim(int(multiple(text, hidden, heads)), "head_dim")
     multiple(text, heads, kv_heads)
     ffn = text.size("intermediate_size", 14336, label="ffn")
-    crosses = text.items("cross_attention_layers")
-    crosses = [3, 8, 13, 18, 23, 28, 33, 38] if crosses is None else crosses
+    crosses = layer_set(text, "cross_attention_layers", (3, 8, 13, 18, 23, 28, 33, 38))
     image = vision(t, c.sub("vision_config"), hidden)
 
     with t.module("language_model"):

@@ -8,6 +8,7 @@ from __future__ import annotations
 from ..ops import add, attention, embed, head, linear, rms_norm, rope
 from ..tape import Dim, Tape, Tensor
 from .blocks import cache_kv, head_dim, moe
+from .checks import at_most, multiple
 from .config import Config
 
 MODEL_TYPES = ("olmoe", "flex_olmo")
@@ -22,6 +23,8 @@ def forward(t: Tape, c: Config) -> None:
     ffn = c.size("intermediate_size", 11008 if flex else 2048, label="ffn")
     n_experts = c.size("num_experts", 7 if flex else 64, label="experts")
     top_k = c.size("num_experts_per_tok", 5 if flex else 8, label="top_k")
+    multiple(c, heads, kv_heads)
+    at_most(c, top_k, n_experts)
     d, bias = head_dim(c, heads, hidden), c.flag("attention_bias")
 
     with t.module("model"):
@@ -47,7 +50,7 @@ def whole_norm_attention(t: Tape, x: Tensor, heads: Dim, kv_heads: Dim, d: Dim, 
         q = rms_norm(t, linear(t, x, "q_proj", heads * d, bias=bias), "q_norm")
         k = rms_norm(t, linear(t, x, "k_proj", kv_heads * d, bias=bias), "k_norm")
         v = linear(t, x, "v_proj", kv_heads * d, bias=bias)
-        q, k = rope(t, q, "q"), rope(t, k, "k")
+        q, k = rope(t, q, "q", d), rope(t, k, "k", d)
         cache_kv(t, kv_heads, d, window=window)
         y = attention(t, q, k, v, heads=heads, kv_heads=kv_heads, window=window)
         return linear(t, y, "o_proj", x.shape[-1], bias=bias)

@@ -1,8 +1,8 @@
 """What Gemma 3n and Gemma 4 share: per-layer embeddings, and layers that read the keys and values of earlier ones.
 
-Per-layer embeddings: a second table gives each token 256 numbers per *layer*, added to a projection of its embedding, and each layer lets them
-in through a gate. The table is large (half of Gemma-3n-E2B) and a token reads one row. KV sharing: the last `num_kv_shared_layers` layers
-have no keys and values; they read those of the last layer of their kind before, and cache nothing.
+Per-layer embeddings: a second table gives each token 256 numbers per *layer*, added to a projection of its embedding, and each layer lets
+them in through a gate. The table is large (half of Gemma-3n-E2B) and a token reads one row. KV sharing: the last `num_kv_shared_layers`
+layers have no keys and values; they read those of the last layer of their kind before, and cache nothing.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Qwen3-Next and Qwen3.5: three gated delta nets, then one full attention, and so on.
 
-Unusual: only every fourth layer has a cache that grows (`full_attention_interval`); the others keep a state of fixed size (delta.py). The full
-attention's query projection is twice as wide, its second half a sigmoid gate on the output. Norms stay in fp32 and scale by 1 + w.
+Unusual: only every fourth layer has a cache that grows (`full_attention_interval`); the others keep a state of fixed size (delta.py). The
+full attention's query projection is twice as wide, its second half a sigmoid gate on the output. Norms stay in fp32 and scale by 1 + w.
 Feed-forward: an MLP, or routed experts beside one gated shared expert. Qwen3.5 has Qwen3-VL's vision tower without deepstack; its
 multi-token-prediction layer is shipped and not loaded.
 """
@@ -12,7 +12,7 @@ from ..ops import activation, add, attention, embed, experts, head, linear, mult
 from ..ops.norm_fp32 import rms_norm_fp32
 from ..tape import Dim, Tape, Tensor
 from .blocks import cache_kv, gated_mlp
-from .checks import at_most, multiple
+from .checks import at_most, layer_set, multiple
 from .config import Config, groups
 from .delta import gated_delta_net
 from .qwen_vision import qwen3_vl_tower
@@ -73,12 +73,12 @@ def layer_kinds(c: Config, sparse: bool) -> list[tuple[str, bool]]:
     interval = int(c.size("full_attention_interval", 4))
     default = ["full_attention" if (i + 1) % interval == 0 else "linear_attention" for i in range(n)]
     mixers = c.kinds("layer_types", n, default, ("linear_attention", "full_attention"))
-    step, dense = int(c.size("decoder_sparse_step", 1)), c.items("mlp_only_layers") or []
+    step, dense = int(c.size("decoder_sparse_step", 1)), layer_set(c, "mlp_only_layers")
     return [(mixer, sparse and i not in dense and (i + 1) % step == 0) for i, mixer in enumerate(mixers)]
 
 
 def gated_attention(t: Tape, x: Tensor, c: Config, sparse: bool) -> Tensor:
-    """Grouped-query attention whose output a sigmoid gate scales: [b, s, hidden] -> [b, s, hidden]."""
+    """Grouped-query attention whose output a sigmoid gate scales; a quarter of each head is rotated: [b, s, hidden] -> [b, s, hidden]."""
     heads = c.size("num_attention_heads", 16, label="heads")
     kv_heads, d = c.size("num_key_value_heads", 2 if sparse else 4, label="kv_heads"), c.size("head_dim", 256)
     multiple(c, heads, kv_heads)
@@ -89,7 +89,7 @@ def gated_attention(t: Tape, x: Tensor, c: Config, sparse: bool) -> Tensor:
         q = rms_norm_fp32(t, t.view(both, (*x.shape[:-1], width)), "q_norm", width=d)
         k = rms_norm_fp32(t, linear(t, x, "k_proj", kv_heads * d, bias=bias), "k_norm", width=d)
         v = linear(t, x, "v_proj", kv_heads * d, bias=bias)
-        q, k = rope(t, q, "q"), rope(t, k, "k")
+        q, k = rope(t, q, "q", d // 4), rope(t, k, "k", d // 4)
         cache_kv(t, kv_heads, d)
         y = attention(t, q, k, v, heads=heads, kv_heads=kv_heads)
         y = multiply(t, y, activation(t, gate, "sigmoid"), "gated")

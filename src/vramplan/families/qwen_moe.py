@@ -9,6 +9,7 @@ from ..errors import BadInput
 from ..ops import add, embed, head, rms_norm
 from ..tape import Dim, Tape
 from .blocks import gated_mlp, head_dim, moe, self_attention
+from .checks import at_most, multiple
 from .config import Config, groups
 
 MODEL_TYPES = ("qwen2_moe", "qwen3_moe")
@@ -23,6 +24,8 @@ def forward(t: Tape, c: Config) -> None:
     moe_ffn = c.size("moe_intermediate_size", 768 if qwen3 else 1408, label="moe_ffn")
     n_experts = c.size("num_experts", 128 if qwen3 else 60, label="experts")
     top_k = c.size("num_experts_per_tok", 8 if qwen3 else 4, label="top_k")
+    multiple(c, heads, kv_heads)
+    at_most(c, top_k, n_experts)
     shared_ffn = None if qwen3 else c.size("shared_expert_intermediate_size", 5632, label="shared_ffn")
     bias = c.flag("attention_bias") if qwen3 else c.flag("qkv_bias", True)
 

@@ -1,8 +1,8 @@
 """The vision towers of Qwen2-VL, Qwen2.5-VL and Qwen3-VL (Qwen3.5's too): a ViT over patches of two frames, then a 2 × 2 merger.
 
-Unusual: any resolution, so no fixed number of patches; here that of one 1024 × 1024 image. Qwen2.5-VL's blocks are Llama-like (RMSNorm, gated
-MLP, attention in windows); Qwen3-VL adds a learnt position table and *deepstack*, mergers that feed the first layers of the text model.
-Not here: the text models.
+Unusual: any resolution, so no fixed number of patches; here that of one 1024 × 1024 image. Qwen2.5-VL's blocks are Llama-like (RMSNorm,
+gated MLP, attention in windows); Qwen3-VL adds a learnt position table and *deepstack*, mergers that feed the first layers of the text
+model. Not here: the text models.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Qwen2-VL, Qwen2.5-VL, Qwen3-VL: Qwen2's, Qwen3's or Qwen3-MoE's text model behind a vision tower.
 
-Unusual: positions are those of text, height and width (M-RoPE), which changes no shape. Older configs are flat: the text model's keys stand at the
-top. Qwen3-VL-MoE ships all experts of a layer in one tensor, stored [in, out].
+Unusual: positions are those of text, height and width (M-RoPE), which changes no shape. Older configs are flat: the text model's keys stand
+at the top. Qwen3-VL-MoE ships all experts of a layer in one tensor, stored [in, out].
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from ..ops import add, embed, experts, head, rms_norm, route
 from ..tape import Tape, Tensor
 from .blocks import gated_mlp, head_dim, self_attention
-from .checks import at_most, multiple
+from .checks import at_most, layer_set, multiple
 from .config import Config, groups
 from .qwen_vision import qwen2_5_vl_tower, qwen2_vl_tower, qwen3_vl_tower
 
@@ -62,7 +62,7 @@ def layer_kinds(c: Config, kind: str) -> list[tuple[int | None, bool]]:
     first = int(c.size("max_window_layers", 80, least=0))
     default = ["sliding_attention" if window and i >= first else "full_attention" for i in range(n)]
     slides = c.kinds("layer_types", n, default, ("sliding_attention", "full_attention")) if window else default
-    step, dense = int(c.size("decoder_sparse_step", 1)), c.items("mlp_only_layers") or []
+    step, dense = int(c.size("decoder_sparse_step", 1)), layer_set(c, "mlp_only_layers")
     routed = [kind == "qwen3_vl_moe" and i not in dense and (i + 1) % step == 0 for i in range(n)]
     return [(window if slide == "sliding_attention" else None, sparse) for slide, sparse in zip(slides, routed, strict=True)]
 

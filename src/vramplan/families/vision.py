@@ -1,7 +1,7 @@
 """Vision towers shared by several families: CLIP, SigLIP, Pixtral. The projector behind a tower stands in its family's file.
 
-All are ViTs without a cache: patches by a strided convolution, learnt positions (CLIP, SigLIP) or rotary ones (Pixtral), attention without a
-mask. Activations in a tower count only where images are used.
+All are ViTs without a cache: patches by a strided convolution, learnt positions (CLIP, SigLIP) or rotary ones (Pixtral), attention without
+a mask. Activations in a tower count only where images are used.
 """
 
 from __future__ import annotations

@@ -141,10 +141,10 @@ def weights_nbytes(weights: Iterable[Weight], scheme: Scheme, *, stored: bool = 
 
 
 def matrix(weight: Weight) -> tuple[int, int]:
-    """(rows, columns) of one matrix of `weight`: (out, in); a vector is one row, a convolution [out, in · kernel]."""
+    """(rows, columns) of one matrix of `weight`: (out, in); a vector or scalar is one row, a convolution [out, in · kernel]."""
+    if len(weight.shape) < 2:
+        return 1, int(weight.shape[0]) if weight.shape else 1
     first, *rest = weight.shape
-    if not rest:
-        return 1, int(first)
     cols = 1
     for size in rest:
         cols = int.__mul__(cols, size)

@@ -56,7 +56,7 @@ class Mixture:
     name: str
     source: str = "F16"
     note: str = ""
-    chosen: dict[tuple[str, int | None, int], Format] = field(default_factory=dict)
+    chosen: dict[tuple[str, int | None, tuple[int, ...]], Format] = field(default_factory=dict)
 
     @property
     def layered(self) -> bool:
@@ -73,7 +73,7 @@ class Mixture:
         """The block type of `weight` in `layer`; the format's name says it."""
         if weight.tower is not None:
             return block_type("F32" if category(weight) == "f32" else self.source)
-        key = (weight.name, layer, weight.shape[-1])
+        key = (weight.name, layer, weight.shape)
         found = self.chosen.get(key)
         if found is None:
             found = self.chosen[key] = self._choose(weight, category(weight), layer)

@@ -47,15 +47,15 @@ _ENDINGS: dict[Category, tuple[str, ...]] = {
     "other": ("self_attn.gate_proj",),
     "f32": ("relative_attention_bias", "shared_expert_gate"),
     "source": (
-        "altup.correction_coefs", "altup.prediction_coefs", "altup_projections.0", "altup_unembed_projections.0", "linear_left",
-        "linear_right", "per_layer_model_projection", "modality_router", "indexer.k_proj", "indexer.q_proj",
+        "altup.correction_coefs", "altup.prediction_coefs", "altup_projections.{i}", "altup_unembed_projections.{i}", "linear_left",
+        "linear_right", "index_k_proj", "index_q_proj", "per_layer_model_projection", "modality_router", "indexer.k_proj", "indexer.q_proj",
     ),
 }  # fmt: skip
 _BY_ENDING = {ending: category for category, endings in _ENDINGS.items() for ending in endings}
 
 _TOKEN_EMBEDDINGS = (
     ".embed_tokens", ".embed_tokens_per_layer", ".wte", ".word_embeddings", ".embed_in", ".tok_embeddings", ".shared",
-    ".backbone.embeddings", ".backbone.embedding", ".model.embedding",
+    ".embed", ".backbone.embeddings", ".backbone.embedding", ".model.embedding",
 )  # fmt: skip
 
 

@@ -11,9 +11,9 @@ import re
 from collections.abc import Collection, Iterable
 from time import monotonic
 from typing import Literal
+from warnings import catch_warnings, simplefilter
 
 from ..errors import BadInput
-from ..tape import Weight
 
 Dialect = Literal["transformers", "glob", "compressed-tensors", "regex"]
 
@@ -24,12 +24,6 @@ MAX_SECONDS = 1.0
 
 _NUMBER = re.compile(r"(?<=\.)\d{1,4}(?=\.|\*|$)")
 _DIGITS_MATTER = re.compile(r"\d|\\d|\\D|\\w|\\W|\[")
-
-
-def module_name(weight: Weight) -> str:
-    """The module that holds `weight`: `a.{i}.b.weight` -> `a.{i}.b`; of experts, the first one stands for all."""
-    name = weight.name.removesuffix(".weight")
-    return name.replace("{e}", "0") if weight.kind == "experts" else name
 
 
 class Patterns:
@@ -130,8 +124,10 @@ def bounded(text: str) -> re.Pattern[str]:
     if fault:
         raise BadInput(f"regular expression {text[:60]!r}: {fault}")
     try:
-        return re.compile(text)
-    except (re.error, OverflowError, RecursionError) as error:
+        with catch_warnings():
+            simplefilter("error")
+            return re.compile(text)
+    except (re.error, OverflowError, RecursionError, Warning) as error:
         raise BadInput(f"regular expression {text[:60]!r}: {str(error)[:80]}") from None
 
 

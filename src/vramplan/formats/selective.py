@@ -7,12 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from ..errors import BadInput
 from ..tape import Weight
 from . import Format
 from .dtypes import float_format
-from .patterns import Patterns, module_name
+
+if TYPE_CHECKING:
+    from .patterns import Patterns
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +77,12 @@ class Selective:
             case "experts" if self.experts is not None:
                 return self.experts
         return self.linear
+
+
+def module_name(weight: Weight) -> str:
+    """The module that holds `weight`: `a.{i}.b.weight` -> `a.{i}.b`; of experts, the first one stands for all."""
+    name = weight.name.removesuffix(".weight")
+    return name.replace("{e}", "0") if weight.kind == "experts" else name
 
 
 def plain(weight: Weight, dtype: str) -> Format:

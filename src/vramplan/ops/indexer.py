@@ -17,7 +17,7 @@ def index_scores(t: Tape, q: Tensor, k: Tensor, weights: Tensor | None, *, heads
     each, out = (b, heads, s, keys), (b, s, keys) if weights else (b, heads, s, keys)
     flops = 2 * numel(each) * int(d)
     reads = (q, k) if weights is None else (q, k, weights)
-    if t.kernels.rope == "inplace" or weights is None:
+    if t.kernels.mla == "absorbed" or weights is None:
         return t.op(f"{name}.scores", reads, out, itemsize=4, flops=flops)
     scores = t.op(f"{name}.head_scores", (q, k), each, itemsize=4, flops=flops)
     relu = t.op(f"{name}.relu", (scores,), each, itemsize=4)

@@ -40,7 +40,10 @@ def head(t: Tape, x: Tensor, name: str, vocab: int, *, tied: Weight | None = Non
     rows = Dim(1, "last token") if t.kernels.logits == "last" else x.shape[-2]
     last = t.view(x, (*x.shape[:-2], rows, x.shape[-1]))
     if tied is None:
-        return linear(t, last, name, vocab, bias=bias, kind="head")
-    tied.tied = True
-    weights = (tied, t.weight(f"{name}.bias", (vocab,), "head")) if bias else (tied,)
-    return t.op(name, (last,), (*last.shape[:-1], vocab), weights=weights, flops=2 * numel(last.shape) * int(vocab), saves=(last,))
+        logits = linear(t, last, name, vocab, bias=bias, kind="head")
+    else:
+        tied.tied = True
+        weights = (tied, t.weight(f"{name}.bias", (vocab,), "head")) if bias else (tied,)
+        flops = 2 * numel(last.shape) * int(vocab)
+        logits = t.op(name, (last,), (*last.shape[:-1], vocab), weights=weights, flops=flops, saves=(last,))
+    return t.op(f"{name}.float", (logits,), logits.shape, itemsize=4) if t.kernels.logits == "all-fp32" else logits

@@ -13,7 +13,7 @@ def rms_norm(t: Tape, x: Tensor, name: str, *, weight: bool = True, width: int =
     (`aten::_fused_rms_norm`, pytorch `derivatives.yaml`). `width` is that of the weight where it is not x's last dimension.
     """
     weights = (t.weight(f"{name}.weight", (width or x.shape[-1],), "norm"),) if weight else ()
-    rstd_shape = (*x.shape[:-1], Dim(1))
+    rstd_shape = groups(x, width)
     if t.kernels.norm == "fused":
         rstd = t.tensor(f"{name}.rstd", rstd_shape, itemsize=4)
         return t.op(name, (x,), x.shape, weights=weights, saves=(x, rstd), extra=(rstd,))
@@ -22,6 +22,11 @@ def rms_norm(t: Tape, x: Tensor, name: str, *, weight: bool = True, width: int =
     normed = t.op(f"{name}.normed", (upcast, rstd), x.shape, itemsize=4, saves=(upcast, rstd))
     cast = t.op(f"{name}.cast", (normed,), x.shape)
     return t.op(name, (cast,), x.shape, weights=weights, saves=(cast,)) if weight else cast
+
+
+def groups(x: Tensor, width: int = 0) -> tuple[int, ...]:
+    """The shape of one statistic per normalised vector: [..., 1], or [..., heads] where vectors of `width` stand side by side."""
+    return (*x.shape[:-1], Dim(int(x.shape[-1]) // int(width) if width else 1))
 
 
 def layer_norm(t: Tape, x: Tensor, name: str, *, bias: bool = True, weight: bool = True) -> Tensor:

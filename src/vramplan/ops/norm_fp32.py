@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ..tape import Dim, Kind, Tape, Tensor
-from .norm import rms_norm
+from ..tape import Kind, Tape, Tensor
+from .norm import groups, rms_norm
 
 
 def rms_norm_fp32(t: Tape, x: Tensor, name: str, *, weight: bool = True, width: int = 0, kind: Kind = "norm") -> Tensor:
@@ -16,10 +16,10 @@ def rms_norm_fp32(t: Tape, x: Tensor, name: str, *, weight: bool = True, width: 
     """
     weights = (t.weight(f"{name}.weight", (width or x.shape[-1],), kind),) if weight else ()
     if t.kernels.norm == "fused":
-        stat = t.tensor(f"{name}.rstd", (*x.shape[:-1], Dim(1)), itemsize=4)
+        stat = t.tensor(f"{name}.rstd", groups(x, width), itemsize=4)
         return t.op(name, (x,), x.shape, weights=weights, saves=(x, stat), extra=(stat,))
     upcast = t.op(f"{name}.float", (x,), x.shape, itemsize=4)
-    rstd = t.op(f"{name}.rstd", (upcast,), (*x.shape[:-1], Dim(1)), itemsize=4)
+    rstd = t.op(f"{name}.rstd", (upcast,), groups(x, width), itemsize=4)
     normed = t.op(f"{name}.normed", (upcast, rstd), x.shape, itemsize=4, saves=(upcast, rstd))
     if weight:
         normed = t.op(f"{name}.scaled", (normed,), x.shape, itemsize=4, weights=weights, saves=(normed,))
@@ -35,9 +35,9 @@ def gated_rms_norm(t: Tape, x: Tensor, gate: Tensor, name: str, *, width: int = 
     """
     if t.kernels.norm == "fused":
         scale = t.weight(f"{name}.weight", (width or x.shape[-1],), "norm")
-        rstd = t.tensor(f"{name}.rstd", (*x.shape[:-1], Dim(1)), itemsize=4)
+        rstd = t.tensor(f"{name}.rstd", groups(x, width), itemsize=4)
         return t.op(name, (x, gate), x.shape, weights=(scale,), saves=(x, gate, rstd), extra=(rstd,))
-    normed = x if gate_first else rms_norm(t, x, name, width=width)
+    normed = t.op(f"{name}.x_float", (x,), x.shape, itemsize=4) if gate_first else rms_norm(t, x, name, width=width)
     upcast = t.op(f"{name}.gate_float", (gate,), x.shape, itemsize=4)
     silu = t.op(f"{name}.silu", (upcast,), x.shape, itemsize=4, saves=(upcast,))
     product = t.op(f"{name}.gated", (normed, silu), x.shape, itemsize=4, saves=(normed, silu))

@@ -14,7 +14,7 @@ def causal_conv(t: Tape, x: Tensor, name: str, kernel: int, *, bias: bool, state
     width = x.shape[-1]
     weights = [t.weight(f"{name}.weight", (width, 1, kernel), "conv")]
     if bias:
-        weights.append(t.weight(f"{name}.bias", (width,), "conv"))
+        weights.append(t.weight(f"{name}.bias", (width,), "norm"))
     if state:
         t.cache("conv state", "state", (width, kernel - 1), per="sequence", dtype=state_dtype)
     return t.op(name, (x,), x.shape, weights=tuple(weights), flops=2 * (x.nbytes // x.itemsize) * int(kernel), saves=(x,))

@@ -61,7 +61,7 @@ def resolve(model: str | Mapping[str, object]) -> Model:
 
 
 def _is_path(name: str) -> bool:
-    return name.endswith((".json", ".gguf", ".safetensors")) and not _is_repo_file(name) or os.path.exists(os.path.expanduser(name))
+    return (name.endswith((".json", ".gguf", ".safetensors")) and not _is_repo_file(name)) or os.path.exists(os.path.expanduser(name))
 
 
 def _is_repo_file(name: str) -> bool:

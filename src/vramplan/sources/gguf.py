@@ -140,7 +140,7 @@ def _tensors(cursor: Cursor, n: int, alignment: int) -> tuple[StoredTensor, ...]
         tensors.append(tensor)
         end = offset + tensor.nbytes
         next_offset = -(-end // alignment) * alignment
-    if twice := repeated(tensor.name for tensor in tensors):
+    if (twice := repeated(tensor.name for tensor in tensors)) is not None:
         raise BadFile(f"{cursor.name}: tensor {shown(twice)} is there twice")
     data = -(-cursor.position // alignment) * alignment
     if n and cursor.size is not None and data + end > cursor.size:

@@ -69,6 +69,27 @@ def positions(f: Facts) -> dict[str, object]:
     return {"max_position_embeddings": f.rows("position_embd.weight")}
 
 
+def head_bias(f: Facts) -> dict[str, object]:
+    return {"lm_head_bias": "output.bias" in f.tensors}
+
+
+def multi_query(f: Facts) -> dict[str, object]:
+    return {"multi_query": f.size("attention.head_count_kv") == 1}
+
+
+def parallel_residual(f: Facts) -> dict[str, object]:
+    return {"use_parallel_residual": f.flag("use_parallel_residual", True)}
+
+
+def stablelm(f: Facts) -> dict[str, object]:
+    """Where attention and MLP are parallel they share one norm."""
+    return {
+        "use_qkv_bias": bool(f.having("attn_q.bias")),
+        "qk_layernorm": bool(f.having("attn_q_norm.weight")),
+        "use_parallel_residual": not f.having("ffn_norm.weight"),
+    }
+
+
 def mixtral(f: Facts) -> dict[str, object]:
     """Mixtral is llama with experts."""
     if not f.maybe("expert_count"):
@@ -88,9 +109,9 @@ def shared_expert(f: Facts) -> dict[str, object]:
 
 def delta(f: Facts) -> dict[str, object]:
     """Qwen's gated delta nets: the layers without a query projection."""
-    value_heads = f.size("ssm.time_step_rank")
+    value_heads, attends = f.size("ssm.time_step_rank"), set(f.having("attn_q.weight"))
     return {
-        "layer_types": ["full_attention" if i in set(f.having("attn_q.weight")) else "linear_attention" for i in range(f.layers)],
+        "layer_types": ["full_attention" if i in attends else "linear_attention" for i in range(f.layers)],
         "linear_conv_kernel_dim": f.size("ssm.conv_kernel"),
         "linear_key_head_dim": f.size("ssm.state_size"),
         "linear_num_key_heads": f.size("ssm.group_count"),
@@ -288,6 +309,20 @@ def lfm2(f: Facts) -> dict[str, object]:
 
 def lfm2_moe(f: Facts) -> dict[str, object]:
     return {"num_dense_layers": f.first("ffn_down_exps.weight"), "use_expert_bias": bool(f.having("exp_probs_b.bias"))}
+
+
+def deci(f: Facts) -> dict[str, object]:
+    """Each layer has its own key-value heads and MLP width, or lacks attention, has a linear in its place, or lacks the MLP."""
+    heads, kv, ffn = (f.per_layer(key) for key in ("attention.head_count", "attention.head_count_kv", "feed_forward_length"))
+    hidden = f.size("embedding_length")
+    blocks = [
+        {
+            "attention": {"no_op": not h, "replace_with_linear": h > 0 and not k, "n_heads_in_group": h // k if k else None},
+            "ffn": {"no_op": not width, "ffn_mult": 1.5 * width / hidden},  # of which the family takes 2/3
+        }
+        for h, k, width in zip(heads, kv, ffn, strict=True)
+    ]
+    return {"block_configs": blocks, "num_key_value_heads": None if max(kv) == 0 else max(kv)}
 
 
 def olmo3(f: Facts) -> dict[str, object]:

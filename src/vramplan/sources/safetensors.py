@@ -81,8 +81,9 @@ def _parsed(text: bytes, data_size: int | None, name: str) -> Header:
     metadata = fields.pop("__metadata__", {}) if isinstance(fields, dict) else None
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise BadFile(f"{name}: the header must be an object, and its __metadata__ one of strings")
-    if stranger := next((key for key, value in fields.items() if not isinstance(value, _Entry)), None):
-        raise BadFile(f"{name}: tensor {shown(stranger)} must be an object with dtype, shape and data_offsets")
+    strangers = [key for key, value in fields.items() if not isinstance(value, _Entry)]
+    if strangers:
+        raise BadFile(f"{name}: tensor {shown(strangers[0])} must be an object with dtype, shape and data_offsets")
     _check_layout(fields, data_size, name)
     tensors = (StoredTensor(key, entry.dtype, entry.shape, entry.end - entry.begin) for key, entry in fields.items())
     return Header(tuple(tensors), metadata)

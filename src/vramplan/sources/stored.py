@@ -55,7 +55,7 @@ def joined(headers: Iterable[Header], name: str) -> Header:
     tensors = tuple(tensor for part in parts for tensor in part.tensors)
     if len(tensors) > MAX_TENSORS:
         raise BadFile(f"{name}: {len(tensors):,} tensors; at most {MAX_TENSORS:,} are read")
-    if twice := repeated(tensor.name for tensor in tensors):
+    if (twice := repeated(tensor.name for tensor in tensors)) is not None:
         raise BadFile(f"{name}: tensor {shown(twice)} is there twice")
     return Header(tensors, parts[0].metadata)
 

@@ -1,4 +1,8 @@
-"""JSON from strangers: UTF-8 only, no duplicate keys, no NaN or infinity, bounded in depth, number of values and size of integers."""
+"""JSON from strangers: UTF-8 only, no duplicate keys, no NaN, bounded in depth, number of values and size of integers.
+
+The one thing beyond JSON that passes is `Infinity`, which transformers wrote until version 5: Mamba-2 configs, such as
+nvidia/Nemotron-H-8B-Base-8K, have `"time_step_limit": [0.0, Infinity]` (huggingface/transformers pull request 42959).
+"""
 
 from __future__ import annotations
 
@@ -28,7 +32,7 @@ def loads(data: bytes, name: str, *, objects: Callable[[Pairs], Any] | None = No
         raise BadFile(f"{name}: JSON of more than {MAX_VALUES:,} values")
     try:
         text = data.decode("utf-8")
-        value = json.loads(text, object_pairs_hook=objects or unique, parse_constant=_refused, parse_float=_finite, parse_int=_integer)
+        value = json.loads(text, object_pairs_hook=objects or unique, parse_constant=_constant, parse_float=_finite, parse_int=_integer)
         if "\\u" in text:
             json.dumps(value, ensure_ascii=False, default=str).encode("utf-8")  # half of a surrogate pair cannot be printed
     except RecursionError:
@@ -61,8 +65,10 @@ def depth(value: Any) -> int:
     return n
 
 
-def _refused(constant: str) -> Any:
-    raise ValueError(f"{constant} is not a JSON number")
+def _constant(text: str) -> float:
+    if text == "NaN":
+        raise ValueError("NaN is not a number that we read")
+    return float(text)
 
 
 def _finite(text: str) -> float:
