@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from .formats.gguf_facts import ModelFacts
 
 
+FLOATS = ("bf16", "fp16", "fp32")
+
+
 @dataclass(frozen=True)
 class Estimate:
     """The answer: a ledger for the GPU, the scenario with every default filled in, and what was assumed."""
@@ -99,7 +102,7 @@ def estimate(model: str | Mapping[str, object] | Scenario, **keys: object) -> Es
         raise Unknown(
             "engine 'transformers' dequantises GGUF files when it loads them: name the number format that you load with --weights"
         )
-    job = Job(scenario=asked, model=found, gpu=gpu, scheme=_scheme(asked, found))
+    job = Job(engine=name, scenario=asked, model=found, gpu=gpu, scheme=_scheme(asked, found))
     account = engine(name).account(job)
     return _answer(job, account, name)
 
@@ -155,14 +158,17 @@ def _scheme(asked: Scenario, model: Model) -> Scheme:
     """How the weights are stored: as the scenario says, as the checkpoint's own quantisation says, or in its dtype."""
     if asked.weights is not None:
         double = "-double" if asked.double_quant and asked.weights.lower() in ("nf4", "fp4") else ""
-        facts = _facts(model) if is_gguf(asked.weights) else None
+        facts = None if asked.weights in FLOATS else _facts(model)
         return named_scheme(asked.weights + double, dtype=model.dtype, facts=facts)
-    own = model.config.get("quantization_config") or model.text.get("quantization_config")
+    own = next(
+        (found for key in ("quantization_config", "quantization") for c in (model.config, model.text) if (found := c.get(key))), None
+    )
     if own is None:
         return named_scheme(model.dtype)
     if not isinstance(own, dict):
         raise BadInput(f"{model.id}: quantization_config must be an object")
-    return scheme_from_config(own, dtype=model.dtype)
+    experts = {"expert_dtype": model.config["expert_dtype"]} if "expert_dtype" in model.config else {}
+    return scheme_from_config({**experts, **own}, dtype=model.dtype)
 
 
 def _facts(model: Model) -> ModelFacts:
@@ -174,11 +180,14 @@ def _facts(model: Model) -> ModelFacts:
     def size(*names: str, default: int = 1) -> int:
         return next((n for name in names if isinstance(n := text.get(name), int) and n > 0), default)
 
+    tape = walk(Tape(Dim(1, "sequences"), Dim(1, "tokens")), model.config)
     heads = size("num_attention_heads", "n_head", "num_heads", "n_heads")
+    kv_heads = size("num_key_value_heads", "num_kv_heads", "n_head_kv", default=heads)
+    first = any(cache.side == "k" and 0 in cache.layers for cache in text_caches(tape)) or not tape.caches
     return model_facts(
-        walk(Tape(Dim(1, "sequences"), Dim(1, "tokens")), model.config).weights,
+        tape.weights,
         heads=heads,
-        kv_heads=size("num_key_value_heads", "num_kv_heads", "n_head_kv", default=heads),
+        kv_heads=kv_heads if first else 0,
         model_type=str(model.config.get("model_type")),
         qk_nope=size("qk_nope_head_dim", default=128),
         v_dim=size("v_head_dim", default=128),

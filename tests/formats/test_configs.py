@@ -249,6 +249,14 @@ def test_a_head_that_no_list_leaves_out_is_quantised() -> None:
     assert names(fp8 | {"modules_to_not_convert": ["lm_head"]}, HEAD) == ["bf16"]
 
 
+def test_deepseek_v4_packs_its_experts_in_4_bits() -> None:
+    expert = linear("layers.{i}.ffn.experts.{e}.w1.weight", kind="experts")
+    config = {"quant_method": "fp8", "weight_block_size": [128, 128], "expert_dtype": "fp4"}
+    assert names(config, linear(), expert) == ["fp8 128×128", "mxfp4"]
+    with pytest.raises(BadInput, match="fp6"):
+        scheme_from_config(config | {"expert_dtype": "fp6"})
+
+
 @pytest.mark.parametrize(
     "config", [{"quant_method": "quip"}, {"quant_method": "modelopt", "quant_algo": "INT3"}, {"quant_method": "bitnet"}]
 )

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import sys
 from importlib import import_module
-from pathlib import Path
 
 import click
 
+from ..discovery import modules
 from ..errors import VramplanError, nearest
 
 
@@ -18,7 +18,7 @@ class Verbs(click.Group):
     """A group whose commands are the modules beside this one, each with a click command called `command`."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return sorted(path.stem for path in Path(__file__).parent.glob("[a-z]*.py") if path.stem != "options")
+        return [name for name in modules(__file__) if name != "options"]
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         if name not in self.list_commands(ctx):

@@ -6,7 +6,6 @@ import json
 import sys
 from collections.abc import Callable, Mapping
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import click
@@ -77,6 +76,8 @@ def _whole(name: str, text: str) -> int:
 
 
 def _read(name: str) -> dict[str, Any]:
+    from pathlib import Path
+
     from ..sources.local import read_config
 
     if name != "-":

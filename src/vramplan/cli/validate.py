@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from pathlib import Path
 
 import click
+from click.termui import progressbar
 
 
 @click.command("validate")
@@ -18,7 +20,7 @@ def command(file: Path, as_json: bool, worst: int) -> None:
     from ..report.text import table
 
     measurements = list(read(file))
-    with click.progressbar(measurements, label="replaying", file=click.get_text_stream("stderr")) as bar:
+    with progressbar(measurements, label="replaying", file=sys.stderr) as bar:
         rows = [replay(measurement) for measurement in bar]
     if as_json:
         click.echo(to_json(rows))

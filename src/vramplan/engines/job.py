@@ -15,10 +15,15 @@ from ..sources.model import Model
 from ..tape import Dim, Kernels, Tape
 
 
+MANY = ("gpu_count", "tensor_parallel", "pipeline_parallel", "context_parallel", "expert_parallel", "offload", "draft_model")
+"""Keys of scenarios with several devices or models, which no engine estimates yet."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
     """A scenario with its model, GPU and the number format of its weights looked up."""
 
+    engine: str
     scenario: Scenario
     model: Model
     gpu: Gpu | None
@@ -58,11 +63,11 @@ class Job:
             raise BadInput(f"context_length {asked:,}: beyond what {self.model.id} was made for, {own:,} tokens")
         return asked
 
-    def refuse(self, engine: str, **unsupported: object) -> None:
-        """Raise Unknown for the first key that the scenario sets and this engine's estimate does not cover."""
-        for key in unsupported:
+    def refuse(self, *keys: str) -> None:
+        """Raise Unknown for the first of `keys` that the scenario sets to more than its neutral value: this estimate does not cover it."""
+        for key in keys:
             if getattr(self.scenario, key) not in (None, 1, False, ()):
-                raise Unknown(f"{key}: not estimated for engine {engine!r} by this version")
+                raise Unknown(f"{key}: not estimated for engine {self.engine!r} by this version")
 
 
 @dataclass(slots=True, kw_only=True)

@@ -14,10 +14,10 @@ from math import ceil
 from ..ledger import Item
 from ..tape import Cache, Kernels
 from ..units import MiB
-from .job import Account, Job
+from .job import MANY, Account, Job
 from .lines import SERVING, cache_items, text_caches, weight_items
 
-NAME = "llama.cpp"
+NAMES = ("llama.cpp",)
 ABOUT = "all layers on one GPU, KV by type, windows, states, compute buffer; not: several devices, layers on the host, projectors, drafts"
 VERSION = "b7342"
 
@@ -32,18 +32,7 @@ CUDA_CONTEXT = 300 * MiB
 def account(job: Job) -> Account:
     """What `llama-server -ngl 999` takes on one GPU; without a GPU in the scenario, all tensors of the file."""
     s = job.scenario
-    job.refuse(
-        NAME,
-        gpu_count=1,
-        tensor_parallel=1,
-        pipeline_parallel=1,
-        offload=(),
-        draft_model=1,
-        gpu_layers=1,
-        cpu_moe_layers=0,
-        tensor_split=(),
-        override_tensor=(),
-    )
+    job.refuse(*MANY, "gpu_layers", "cpu_moe_layers", "tensor_split", "override_tensor")
     sequences = s.sequences or 1
     context = job.context(default=job.model.context_length or 4096)
     ubatch = min(s.ubatch or UBATCH, context)

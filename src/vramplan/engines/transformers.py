@@ -12,10 +12,10 @@ from typing import Literal
 from ..ledger import Item, Moment
 from ..tape import Cache, Kernels
 from ..units import MiB
-from .job import Account, Job, release
+from .job import MANY, Account, Job, release
 from .lines import SERVING, cache_items, text_caches, weight_items
 
-NAME = "transformers"
+NAMES = ("transformers",)
 ABOUT = "one GPU, dynamic cache, last-token logits; not: allocator slack, beams, assisted decoding, quantised caches, device maps"
 VERSION = "5.23"
 
@@ -33,17 +33,7 @@ CUBLAS_WORKSPACE_HOPPER = 32 * MiB
 def account(job: Job) -> Account:
     """Weights, cache, and the tape's peak at prefill and at the last decode step."""
     s = job.scenario
-    job.refuse(
-        NAME,
-        gpu_count=1,
-        tensor_parallel=1,
-        pipeline_parallel=1,
-        context_parallel=1,
-        expert_parallel=1,
-        offload=(),
-        draft_model=1,
-        compile=1,
-    )
+    job.refuse(*MANY, "compile")
     sequences = s.sequences or 1
     output = s.output_length
     context = job.context(default=(s.prompt_length or 4096) + (output or 0))

@@ -14,10 +14,10 @@ from ..errors import Unknown
 from ..ledger import Item, Moment
 from ..tape import Cache, Kernels, numel
 from ..units import GiB, gib
-from .job import Account, Job, release
+from .job import MANY, Account, Job, release
 from .lines import SERVING, cache_items, cache_nbytes, kv_type, text_caches, weight_items
 
-NAME = "vllm"
+NAMES = ("vllm",)
 ABOUT = "V1 (0.11 and later) on one GPU: pool, pages, windows, hybrid groups; not: several GPUs, LoRA slots, drafts, images when profiling"
 VERSION = "0.21.0"
 OLDEST = (0, 11)
@@ -38,7 +38,7 @@ KERNELS = Kernels(attention="flash", norm="fused", mlp="merged", rope="inplace",
 def account(job: Job) -> Account:
     """What `vllm serve` takes on one GPU, and what its pool holds."""
     s = job.scenario
-    job.refuse(NAME, gpu_count=1, tensor_parallel=1, pipeline_parallel=1, context_parallel=1, expert_parallel=1, offload=(), draft_model=1)
+    job.refuse(*MANY)
     version = s.engine_version or VERSION
     running = release(version)
     if running < OLDEST:

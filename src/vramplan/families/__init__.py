@@ -6,32 +6,20 @@ A family never sees a GPU, an engine, a number format or a scenario.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
-from functools import cache
 from importlib import import_module
-from pathlib import Path
 
+from ..discovery import declared
 from ..errors import Unknown, nearest
 from ..tape import Tape
 from .config import Config
 
 __all__ = ["Config", "forward_of", "model_types", "walk"]
 
-_DECLARED = re.compile(rb"^MODEL_TYPES = \((.*?)\)$", re.MULTILINE | re.DOTALL)
 
-
-@cache
 def model_types() -> Mapping[str, str]:
-    """Every `model_type` that we know, with the name of the file that describes it. Read from the files' text: none is imported."""
-    found: dict[str, str] = {}
-    for path in sorted(Path(__file__).parent.glob("*.py")):
-        declared = _DECLARED.search(path.read_bytes())
-        for name in re.findall(r'"([^"]+)"', declared[1].decode()) if declared else ():
-            if name in found:
-                raise RuntimeError(f"model_type {name!r} stands in {found[name]}.py and in {path.name}")
-            found[name] = path.stem
-    return found
+    """Every `model_type` that we know, with the name of the file that describes it."""
+    return declared(__file__, "MODEL_TYPES")
 
 
 def forward_of(model_type: str) -> Callable[[Tape, Config], None]:

@@ -11,14 +11,12 @@ Names are `base` or `base-option-option`: `gptq-8bit-g32`, `nf4-double`, `exl3-4
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache
 from importlib import import_module
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+from ..discovery import declared
 from ..errors import BadInput, NotFound, Unknown, nearest
 from ..tape import Weight
 
@@ -151,22 +149,8 @@ def matrix(weight: Weight) -> tuple[int, int]:
     return int(first), cols
 
 
-_DECLARED = {
-    key: re.compile(rb"^%s = \((.*?)\)(?:  # fmt: skip)?$" % key.encode(), re.MULTILINE | re.DOTALL) for key in ("NAMES", "METHODS")
-}
-
-
-@cache
 def _declared(key: str) -> Mapping[str, str]:
-    """Every name in the `NAMES` (or `METHODS`) line of a file here, with the file's name. Read from the text: nothing is imported."""
-    found: dict[str, str] = {}
-    for path in sorted(Path(__file__).parent.glob("*.py")):
-        line = _DECLARED[key].search(path.read_bytes())
-        for name in re.findall(r'"([^"]+)"', line[1].decode()) if line else ():
-            if name in found:
-                raise RuntimeError(f"format {name!r} stands in {found[name]}.py and in {path.name}")
-            found[name] = path.stem
-    return found
+    return declared(__file__, key)
 
 
 def scheme_names() -> tuple[str, ...]:

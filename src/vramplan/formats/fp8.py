@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from ..errors import BadInput
 from . import Extra, Format, Scheme
 from .config import ListOfNames, integer, left_out
+from .mx import MXFP4
 from .selective import Selective
 
 if TYPE_CHECKING:
@@ -56,7 +57,11 @@ def scheme(name: str, options: list[str], dtype: str, facts: ModelFacts | None) 
 
 
 def from_config(config: Mapping[str, object], dtype: str) -> Scheme:
-    """`quant_method: fp8` of transformers' FineGrainedFP8Config, and `fbgemm_fp8`. ModelOpt's mixed form (DeepSeek-V4) is passed on."""
+    """`quant_method: fp8` of transformers' FineGrainedFP8Config, and `fbgemm_fp8`. ModelOpt's mixed form is passed on.
+
+    `expert_dtype: fp4` (DeepSeek-V4): experts in 4 bits with a one-byte scale per 32, the layout of MXFP4 (transformers
+    `integrations/finegrained_fp8.py`, FP8Experts).
+    """
     if "quant_algo" in config:
         from .modelopt import from_config as modelopt
 
@@ -70,10 +75,14 @@ def from_config(config: Mapping[str, object], dtype: str) -> Scheme:
         form = per_block(integer(size[0], "weight_block_size"), integer(size[1], "weight_block_size"))
     else:
         raise BadInput(f"quantization_config: 'weight_block_size' is {str(size)[:40]}; it must be two integers")
+    experts = config.get("expert_dtype", "fp8")
+    if experts not in ("fp8", "fp4"):
+        raise BadInput(f"quantization_config: 'expert_dtype' is {str(experts)[:40]!r}; it must be 'fp8' or 'fp4'")
     names = ListOfNames.of(config, "modules_to_not_convert", "ignored_layers")
     return Selective(
         name=str(config.get("quant_method")),
         linear=form,
+        experts=MXFP4 if experts == "fp4" else None,
         dtype=dtype,
         head=form if names.given and not names.cut_short else None,
         rules=left_out(names, "transformers"),

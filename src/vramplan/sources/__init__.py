@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import BadFile, BadInput, NotFound, VramplanError
@@ -30,6 +29,8 @@ def resolve(model: str | Mapping[str, object]) -> Model:
             raise BadInput("an inline config needs its model_type, such as llama")
         return Model(id=f"inline {model['model_type']} config", config=model, origin="the config given inline")
     if _is_path(model):
+        from pathlib import Path
+
         from .local import find
 
         return _found(find(Path(model).expanduser()))
