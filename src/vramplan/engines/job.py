@@ -14,7 +14,6 @@ from ..scenario import Scenario
 from ..sources.model import Model
 from ..tape import Dim, Kernels, Tape
 
-
 MANY = ("gpu_count", "tensor_parallel", "pipeline_parallel", "context_parallel", "expert_parallel", "offload", "draft_model")
 """Keys of scenarios with several devices or models, which no engine estimates yet."""
 

@@ -41,12 +41,12 @@ def resolve(model: str | Mapping[str, object]) -> Model:
     try:
         entry = find_model(model)
     except NotFound as unknown:
-        if not re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?(:[\w.-]+)?", model):
+        if "/" not in model:
             raise
         try:
             return _from_hub(model)
         except VramplanError as error:
-            raise type(error)(f"{unknown}; and the Hub: {error}") from None
+            raise type(error)(f"{unknown}; and on the Hub: {error}") from None
     notes = [entry.note] if entry.note else []
     if not entry.verbatim and _QUANTISED.search(entry.id) and not entry.config.get("quantization_config"):
         notes.append(
@@ -62,12 +62,11 @@ def resolve(model: str | Mapping[str, object]) -> Model:
 
 
 def _is_path(name: str) -> bool:
-    return (name.endswith((".json", ".gguf", ".safetensors")) and not _is_repo_file(name)) or os.path.exists(os.path.expanduser(name))
-
-
-def _is_repo_file(name: str) -> bool:
-    """`org/repo/file.gguf` that is not on this machine is a file in a Hub repository."""
-    return name.count("/") == 2 and name.endswith(".gguf") and not name.startswith((".", "/", "~")) and not os.path.exists(name)
+    """Whether `name` means this machine: it exists, or ends as a file does and cannot be `org/name/file.gguf` on the Hub."""
+    if os.path.exists(os.path.expanduser(name)):
+        return True
+    on_hub = name.count("/") >= 2 and name.endswith((".gguf", ".safetensors")) and not name.startswith((".", "/", "~"))
+    return name.endswith((".json", ".gguf", ".safetensors")) and not on_hub
 
 
 def _from_hub(name: str) -> Model:
