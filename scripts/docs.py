@@ -84,7 +84,7 @@ UNEXPLAINED = """
 ## What is not explained, or known to be missing
 
 - **Qwen3 with transformers 4.51.3**: the table shows weights and cache and next to nothing for the prefill of 14,336 and 30,720 tokens,
-  unlike the same script's rows for Qwen2.5 with 4.46, which agree within 2 %. A prompt fed in pieces would look so; the script does not say.
+  unlike the same script's rows for Qwen2.5 with 4.46, which agree within 2 %. A prompt fed in pieces would look so; nothing says it was.
 - **AWQ and GPTQ at a prompt of one token** lie up to 0.22 GiB under what was measured: the loaders' own buffers, which are not modelled.
 - **GPTQ-Int8**, which the rows call `int8`, is estimated as bitsandbytes' int8: about 3 % less.
 - **vLLM's forward pass** (models with a small vocabulary, mixtures of experts) is 6 to 26 % under the log; where the sampler is larger, the
@@ -110,9 +110,8 @@ def accuracy() -> str:
         "Measurements of others (`data/measured/infer.jsonl`, each with its public source), on one GPU, replayed with\n",
     ]
     lines.append("`vramplan validate`. Errors are signed, estimate / measurement - 1; under-prediction is the worse kind.\n\n")
-    lines.append(
-        "| engine | version | quantity | n | refused | median abs. | 90 % abs. | median signed | under by > 5 % |\n|---|---|---|---|---|---|---|---|---|\n"
-    )
+    header = ("engine", "version", "quantity", "n", "refused", "median abs.", "90 % abs.", "median signed", "under by > 5 %")
+    lines.append(f"| {' | '.join(header)} |\n{'|---' * len(header)}|\n")
     for (engine_name, version, quantity), group_rows in sorted(rows.items()):
         s = Summary.of(group_rows)
         cells = [

@@ -121,7 +121,7 @@ def _answer(job: Job, account: Account, name: str) -> Estimate:
         ledger=ledger(account.items),
         room=account.room,
         facts={**_counts(account.tape, job), **account.facts},
-        assumptions=(*account.assumptions, *([job.scheme.note] if job.scheme.note else []), *job.model.notes),
+        assumptions=(*account.assumptions, *([job.scheme.note] if job.scheme.note else []), *_unloaded(job.model), *job.model.notes),
         remarks=tuple(account.remarks),
     )
 
@@ -202,3 +202,7 @@ def _counts(tape: Tape, job: Job) -> dict[str, int]:
             dtype = kv_type(job.scenario.kv_dtype, cache.side, job.kv_default)
             per_token += cache_nbytes(cache, cache.stride, dtype) // cache.stride
     return {"parameters": tape.parameters, "active_parameters": tape.active_parameters, "kv_bytes_per_token": per_token}
+
+
+def _unloaded(model: Model) -> list[str]:
+    return [f"multi-token-prediction layers in the checkpoint, not loaded: {model.mtp_layers}"] if model.mtp_layers else []

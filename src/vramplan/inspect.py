@@ -31,6 +31,20 @@ class Inspection:
         return parts
 
     @property
+    def layers(self) -> list[tuple[int, str]]:
+        """Layers of the language model by kind: how many, and what they consist of, with windows and state named."""
+        kinds: dict[tuple[int, ...], dict[str, None]] = {}
+        for weight in self.tape.weights:
+            if weight.layers is not None and weight.tower is None:
+                kinds.setdefault(weight.layers, {})[weight.part] = None
+        for cache in self.caches:
+            if cache.window is not None:
+                kinds.setdefault(cache.layers, {})[f"window of {int(cache.window):,}"] = None
+            elif cache.side == "state":
+                kinds.setdefault(cache.layers, {})["state"] = None
+        return [(len(layers), ", ".join(part for part in parts if part != "norms")) for layers, parts in kinds.items()]
+
+    @property
     def caches(self) -> list[Cache]:
         """What its language model keeps between steps, by kind of layer."""
         return text_caches(self.tape)
@@ -68,6 +82,9 @@ class Inspection:
             "context_length": self.model.context_length,
             "parameters": self.tape.parameters,
             "active_parameters": self.tape.active_parameters,
+            "layers": [{"count": n, "of": parts} for n, parts in self.layers],
+            "mtp_layers": self.model.mtp_layers,
+            "flops_per_token": self.tape.flops,
             "parts": dict(self.parts),
             "caches": [
                 {

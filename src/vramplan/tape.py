@@ -168,6 +168,11 @@ class Op:
     repeats: int
     tower: str | None = None
 
+    @property
+    def moved(self) -> int:
+        """Bytes of activations that it reads and writes in one layer; those of its weights depend on their format."""
+        return sum(tensor.nbytes for tensor in (*self.reads, *self.writes))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kernels:
@@ -350,6 +355,11 @@ class Tape:
     def flops(self) -> int:
         """FLOPs of this pass (2 per multiply-add), towers left out."""
         return sum(op.flops * op.repeats for op in self.ops if op.tower is None)
+
+    @property
+    def moved(self) -> int:
+        """Bytes of activations read and written in this pass, towers left out."""
+        return sum(op.moved * op.repeats for op in self.ops if op.tower is None)
 
     @property
     def saved_bytes(self) -> int:

@@ -24,6 +24,9 @@ def render(found: Inspection, *, tensors: bool = False) -> str:
         f"type     {model.config['model_type']}",
         f"from     {model.origin}",
         f"context  {context}",
+        *(f"layers   {n:>3} of {parts}" for n, parts in found.layers),
+        *([f"MTP      {model.mtp_layers}, in the checkpoint but not loaded, and not counted here"] if model.mtp_layers else []),
+        f"FLOPs    {tape.flops / 1e9:,.2f} G per token, attention to an empty cache",
         "",
         table(["part", "parameters"], [[part, f"{n:,}"] for part, n in sorted(found.parts.items(), key=lambda kv: -kv[1])]),
     ]

@@ -34,3 +34,9 @@ class Model:
         """The dtype that its unquantised weights are stored in: `dtype` or `torch_dtype`, bf16 where the config is silent."""
         named = self.config.get("dtype") or self.config.get("torch_dtype") or self.text.get("dtype") or self.text.get("torch_dtype")
         return {"float32": "fp32", "float16": "fp16"}.get(str(named).removeprefix("torch."), "bf16")
+
+    @property
+    def mtp_layers(self) -> int:
+        """Multi-token-prediction layers that ship with the checkpoint; engines load them only to draft tokens."""
+        counts = (self.text.get(key) for key in ("num_nextn_predict_layers", "mtp_num_hidden_layers", "mtp_transformer_layers"))
+        return next((n for n in counts if isinstance(n, int) and n > 0), 0)
