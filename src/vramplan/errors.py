@@ -41,7 +41,7 @@ def nearest(given: str, allowed: Iterable[str], n: int = 3) -> str:
     """`"; did you mean 'a' or 'b'?"` for the names closest to `given`, or an empty string.
 
     >>> nearest("rtx4090", ["rtx-4090", "rtx-3060", "h100"])
-    "; did you mean 'rtx-4090'?"
+    "; did you mean 'rtx-4090' or 'rtx-3060'?"
     """
     from difflib import get_close_matches
 

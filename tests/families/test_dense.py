@@ -219,8 +219,8 @@ SMALL = {**BASE, "hidden_size": 128, "intermediate_size": 320, "num_key_value_he
 )
 def test_kept_for_backward(model_type: str, extra: dict[str, object], kept: int) -> None:
     t = tape({**SMALL, **extra, "model_type": model_type}, kernels=Kernels(logits="all"))
-    assert t.saved_bytes == pytest.approx(kept, rel=0.006)  # cos and sin, and copies of norm weights in fp32, are left out
-    assert t.saved_bytes < kept
+    missing = kept - t.saved_bytes  # where it is not 0: copies of norm weights in fp32, and Apertus's constants
+    assert 0 <= missing <= 0.006 * kept if model_type in ("gemma", "olmo2", "cohere", "apertus") else missing == 0
 
 
 # ---- configs that contradict themselves ------------------------------------------------------------------------------------------

@@ -59,7 +59,7 @@ KIMI_K3: dict[str, Any] = {
     },
     "vision_config": {"qkv_hidden_size": 1536, "vt_hidden_size": 1024, "vt_intermediate_size": 4096, "vt_num_attention_heads": 12},
 }
-SERVING = Kernels(attention="flash", norm="fused", mlp="merged", rope="inplace", frames="freed")
+SERVING = Kernels(attention="flash", norm="fused", mlp="merged", rope="inplace", mla="absorbed", frames="freed")
 
 
 def walked(config: Mapping[str, Any], tokens: int = 64, past: int = 0, kernels: Kernels | None = None) -> Tape:
