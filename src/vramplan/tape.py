@@ -7,7 +7,7 @@ sweeps over these lists. The tape knows no number formats (formats/), no engines
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
@@ -73,7 +73,7 @@ class Weight:
     `name` is its name in the checkpoint, `{i}` standing for the layer and `{e}` for the expert; `shape` is that of one matrix,
     `(out, in)`, or `(n,)`; `kind` says what quantisation schemes ask: an nn.Linear (`linear`, `router`, `head`), an expert's matrix, an
     embedding, a convolution, anything 1-D or special (`norm`), or a persistent buffer (loaded, but no parameter). A `tied` embedding is the
-    head's matrix too. `copies` experts hold it, of which a token reads `active`.
+    head's matrix too. `copies` experts hold it, of which a token reads `active`. A `trained` one gets a gradient.
     """
 
     name: str
@@ -86,6 +86,7 @@ class Weight:
     dtype: str | None = None
     tower: str | None = None
     tied: bool = False
+    trained: bool = True
 
     @property
     def repeats(self) -> int:
@@ -134,7 +135,7 @@ class Cache:
 class Tensor:
     """An activation: `itemsize` bytes per element, alive from op `born` to op `last`, in each of `repeats` layers.
 
-    A view shares the storage of `base`; the backward pass needs `saved` of its instances.
+    A view shares the storage of `base`; the backward pass needs `saved` of its instances, and makes a gradient for it where `grad` is set.
     """
 
     name: str
@@ -146,6 +147,7 @@ class Tensor:
     tower: str | None = None
     base: Tensor | None = None
     saved: int = 0
+    grad: bool = False
 
     @property
     def nbytes(self) -> int:
@@ -158,7 +160,11 @@ class Tensor:
 
 @dataclass(slots=True, eq=False)
 class Op:
-    """One step: what it reads and writes, the weights it reads, its FLOPs (for one layer), in how many layers it runs."""
+    """One step: what it reads and writes, the weights it reads, its FLOPs (for one layer), in how many layers it runs.
+
+    `keeps` are the tensors that its backward pass needs; `workspace` bytes live only while it runs, and `backward_workspace` while its
+    backward pass does; one that `passes` hands the gradient on as it is, without a new tensor.
+    """
 
     name: str
     reads: tuple[Tensor, ...]
@@ -166,7 +172,12 @@ class Op:
     weights: tuple[Weight, ...]
     flops: int
     repeats: int
+    region: int
     tower: str | None = None
+    keeps: tuple[Tensor, ...] = ()
+    workspace: int = 0
+    backward_workspace: int = 0
+    passes: bool = False
 
     @property
     def moved(self) -> int:
@@ -212,6 +223,8 @@ class Tape:
     frames: list[list[Tensor]] = field(default_factory=lambda: [[]])
     tables: list[Tensor] = field(default_factory=list)
     in_tower: str | None = None
+    region: int = 0
+    trains: Callable[[Weight], bool] | None = None
 
     # ---- where we are -----------------------------------------------------------------
     @contextmanager
@@ -251,9 +264,15 @@ class Tape:
         """
         before = self.repeated
         self.repeated = tuple(indices)
+        self.region += 1
+        first = x
+        if len(indices) > 1:
+            first = self.tensor(f"{name}.input", x.shape, x.itemsize)
+            first.grad = True  # of the layers after the first: something before them trains, or nothing does
         with self.module(f"{name}.{{i}}"):
-            yield self.hold(x if len(indices) == 1 else self.tensor(f"{name}.input", x.shape, x.itemsize))
+            yield self.hold(first)
         self.repeated = before
+        self.region += 1
 
     @contextmanager
     def tower(self, name: str) -> Iterator[None]:
@@ -284,13 +303,14 @@ class Tape:
             dtype=dtype,
             tower=self.in_tower,
         )
+        weight.trained = self.trains is None or self.trains(weight)
         self.weights.append(weight)
         return weight
 
     def tensor(self, name: str, shape: tuple[int, ...], itemsize: int = 0) -> Tensor:
-        """A new activation, written by the op that is noted next."""
+        """A new activation, written by the op that is noted next. Where nothing says what trains, it may need a gradient."""
         here = len(self.ops)
-        tensor = Tensor(name, shape, itemsize or self.itemsize, here, here, self.repeats, self.in_tower)
+        tensor = Tensor(name, shape, itemsize or self.itemsize, here, here, self.repeats, self.in_tower, grad=self.trains is None)
         self.tensors.append(tensor)
         return tensor
 
@@ -309,17 +329,31 @@ class Tape:
         flops: int = 0,
         saves: tuple[Tensor, ...] = (),
         saves_out: bool = False,
+        always: bool = False,
         extra: tuple[Tensor, ...] = (),
+        workspace: int = 0,
+        backward_workspace: int = 0,
+        passes: bool = False,
     ) -> Tensor:
-        """Note an op that writes one tensor of `shape` (and `extra`), and return it; `saves` are kept for backward."""
+        """Note an op that writes one tensor of `shape` (and `extra`), and return it.
+
+        Backward keeps `saves` (and the output, with `saves_out`) if a gradient is to pass. Those of an op with weights serve the weights'
+        gradient, and are kept only if one of them is trained, unless `always` says that the input's gradient needs them too.
+        """
         out = self.tensor(self.prefix + name, shape, itemsize)
-        out.saved = self.repeats if saves_out else 0
         here = len(self.ops)
         for tensor in reads:
             tensor.storage.last = here
-        for tensor in saves:
-            tensor.storage.saved = max(tensor.storage.saved, min(tensor.storage.repeats, self.repeats))
-        self.ops.append(Op(self.prefix + name, reads, (out, *extra), weights, flops, self.repeats, self.in_tower))
+        trained = any([weight.trained for weight in weights])
+        out.grad = trained or any([tensor.storage.grad for tensor in reads])
+        keeps = tuple([t.storage for t in saves]) if out.grad and (trained or always or not weights) else ()
+        if saves_out and out.grad:
+            keeps = (*keeps, out)
+        for tensor in keeps:
+            tensor.saved = max(tensor.saved, min(tensor.repeats, self.repeats))
+        op = Op(self.prefix + name, reads, (out, *extra), weights, flops, self.repeats, self.region, self.in_tower)
+        op.keeps, op.workspace, op.backward_workspace, op.passes = keeps, workspace, backward_workspace, passes
+        self.ops.append(op)
         return out
 
     def cache(

@@ -37,4 +37,4 @@ def head_norms(t: Tape, x: Tensor, name: str, heads: Dim, s: Sizes) -> Tensor:
     """A LayerNorm without bias for each head: [b, s, heads·head_dim] -> the same. The checkpoint holds `heads` weights, `norms.{e}`."""
     weight = t.weight(f"{name}.norms.{{e}}.weight", (s.head_dim,), "norm", copies=heads, active=heads)
     stats = t.tensor(f"{name}.stats", (*x.shape[:-1], heads, Dim(2)), itemsize=4)
-    return t.op(name, (x,), x.shape, weights=(weight,), saves=(x, stats), extra=(stats,))
+    return t.op(name, (x,), x.shape, weights=(weight,), saves=(x, stats), extra=(stats,), always=True)

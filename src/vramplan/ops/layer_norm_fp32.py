@@ -15,7 +15,7 @@ def layer_norm_fp32(t: Tape, x: Tensor, name: str, *, shape: tuple[int, ...] | N
     weights = (t.weight(f"{name}.weight", shape or (x.shape[-1],), "norm"),) if weight else ()
     if t.kernels.norm == "fused":
         stats = t.tensor(f"{name}.stats", (*x.shape[:-1], Dim(2)), itemsize=4)
-        return t.op(name, (x,), x.shape, weights=weights, saves=(x, stats), extra=(stats,))
+        return t.op(name, (x,), x.shape, weights=weights, saves=(x, stats), extra=(stats,), always=True)
     upcast = t.op(f"{name}.float", (x,), x.shape, itemsize=4)
     if not weight:
         stats = t.tensor(f"{name}.stats", (*x.shape[:-1], Dim(2)), itemsize=4)

@@ -16,7 +16,7 @@ def rms_norm(t: Tape, x: Tensor, name: str, *, weight: bool = True, width: int =
     rstd_shape = groups(x, width)
     if t.kernels.norm == "fused":
         rstd = t.tensor(f"{name}.rstd", rstd_shape, itemsize=4)
-        return t.op(name, (x,), x.shape, weights=weights, saves=(x, rstd), extra=(rstd,))
+        return t.op(name, (x,), x.shape, weights=weights, saves=(x, rstd), extra=(rstd,), always=True)
     upcast = t.op(f"{name}.float", (x,), x.shape, itemsize=4)
     rstd = t.op(f"{name}.rstd", (upcast,), rstd_shape, itemsize=4)
     normed = t.op(f"{name}.normed", (upcast, rstd), x.shape, itemsize=4, saves=(upcast, rstd))
@@ -37,4 +37,4 @@ def layer_norm(t: Tape, x: Tensor, name: str, *, bias: bool = True, weight: bool
     names = [f"{name}.weight"] * weight + [f"{name}.bias"] * bias
     weights = tuple(t.weight(n, (x.shape[-1],), "norm") for n in names)
     stats = t.tensor(f"{name}.stats", (*x.shape[:-1], Dim(2)), itemsize=4)
-    return t.op(name, (x,), x.shape, weights=weights, saves=(x, stats), extra=(stats,))
+    return t.op(name, (x,), x.shape, weights=weights, saves=(x, stats), extra=(stats,), always=True)

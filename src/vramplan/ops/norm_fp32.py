@@ -17,7 +17,7 @@ def rms_norm_fp32(t: Tape, x: Tensor, name: str, *, weight: bool = True, width: 
     weights = (t.weight(f"{name}.weight", (width or x.shape[-1],), kind),) if weight else ()
     if t.kernels.norm == "fused":
         stat = t.tensor(f"{name}.rstd", groups(x, width), itemsize=4)
-        return t.op(name, (x,), x.shape, weights=weights, saves=(x, stat), extra=(stat,))
+        return t.op(name, (x,), x.shape, weights=weights, saves=(x, stat), extra=(stat,), always=True)
     upcast = t.op(f"{name}.float", (x,), x.shape, itemsize=4)
     rstd = t.op(f"{name}.rstd", (upcast,), groups(x, width), itemsize=4)
     normed = t.op(f"{name}.normed", (upcast, rstd), x.shape, itemsize=4, saves=(upcast, rstd))
@@ -36,7 +36,7 @@ def gated_rms_norm(t: Tape, x: Tensor, gate: Tensor, name: str, *, width: int = 
     if t.kernels.norm == "fused":
         scale = t.weight(f"{name}.weight", (width or x.shape[-1],), "norm")
         rstd = t.tensor(f"{name}.rstd", groups(x, width), itemsize=4)
-        return t.op(name, (x, gate), x.shape, weights=(scale,), saves=(x, gate, rstd), extra=(rstd,))
+        return t.op(name, (x, gate), x.shape, weights=(scale,), saves=(x, gate, rstd), extra=(rstd,), always=True)
     normed = t.op(f"{name}.x_float", (x,), x.shape, itemsize=4) if gate_first else rms_norm(t, x, name, width=width)
     upcast = t.op(f"{name}.gate_float", (gate,), x.shape, itemsize=4)
     silu = t.op(f"{name}.silu", (upcast,), x.shape, itemsize=4, saves=(upcast,))

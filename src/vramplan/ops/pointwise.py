@@ -8,7 +8,7 @@ from .linear import linear
 
 def add(t: Tape, a: Tensor, b: Tensor, name: str = "residual") -> Tensor:
     """a + b, same shapes. Backward keeps nothing."""
-    return t.op(name, (a, b), a.shape)
+    return t.op(name, (a, b), a.shape, passes=True)
 
 
 def multiply(t: Tape, a: Tensor, b: Tensor, name: str = "multiply") -> Tensor:
