@@ -7,10 +7,10 @@ sweeps over these lists. The tape knows no number formats (formats/), no engines
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, Protocol
 
 
 class Dim(int):
@@ -136,6 +136,7 @@ class Tensor:
     """An activation: `itemsize` bytes per element, alive from op `born` to op `last`, in each of `repeats` layers.
 
     A view shares the storage of `base`; the backward pass needs `saved` of its instances, and makes a gradient for it where `grad` is set.
+    One that is `cached` stays until the forward pass ends, checkpointing or not.
     """
 
     name: str
@@ -148,6 +149,7 @@ class Tensor:
     base: Tensor | None = None
     saved: int = 0
     grad: bool = False
+    cached: bool = False
 
     @property
     def nbytes(self) -> int:
@@ -173,6 +175,7 @@ class Op:
     flops: int
     repeats: int
     region: int
+    in_layers: bool
     tower: str | None = None
     keeps: tuple[Tensor, ...] = ()
     workspace: int = 0
@@ -204,9 +207,32 @@ class Kernels:
     frames: Literal["held", "freed"] = "held"
 
 
+class Method(Protocol):
+    """How a model is trained, where it is: what trains, what stands beside a linear layer, what its weight has to be unpacked into."""
+
+    def trains(self, weight: Weight) -> bool:
+        """Whether `weight` gets a gradient."""
+        ...
+
+    def inputs_need_gradients(self) -> bool:
+        """Whether the embeddings' output needs a gradient though they do not train (checkpointing over frozen layers)."""
+        ...
+
+    def unpacked(self, weight: Weight) -> int:
+        """Bytes that `weight` is unpacked into while it is used, forward and backward; 0 for a plain one."""
+        ...
+
+    def adapt(self, tape: Tape, x: Tensor, y: Tensor, weight: Weight) -> Tensor:
+        """`y` = x Wᵀ with what the method adds to it."""
+        ...
+
+
 @dataclass(slots=True)
 class Tape:
-    """A forward pass of `sequences` × `tokens` new tokens, each sequence with `past` tokens in its cache."""
+    """A forward pass of `sequences` × `tokens` new tokens, each sequence with `past` tokens in its cache.
+
+    Tensors have `itemsize` bytes per element; under `autocast` (its itemsize; 0 is off) matrix products and attention go down to that.
+    """
 
     sequences: Dim
     tokens: Dim
@@ -224,7 +250,8 @@ class Tape:
     tables: list[Tensor] = field(default_factory=list)
     in_tower: str | None = None
     region: int = 0
-    trains: Callable[[Weight], bool] | None = None
+    method: Method | None = None
+    autocast: int = 0
 
     # ---- where we are -----------------------------------------------------------------
     @contextmanager
@@ -245,6 +272,15 @@ class Tape:
         """Keep `x` until the current module returns: a local variable of its forward still names it."""
         self.frames[-1].append(x)
         return x
+
+    def cast_weights(self, weights: tuple[Weight, ...]) -> tuple[Tensor, ...]:
+        """Under autocast, copies of `weights` in the lower precision: cached until the forward pass ends, and kept for backward."""
+        if not self.autocast:
+            return ()
+        casts = [self.tensor(f"{weight.name}.autocast", (weight.copies, *weight.shape), self.autocast) for weight in weights]
+        for cast in casts:
+            cast.saved, cast.cached = self.repeats, True
+        return tuple(casts)
 
     def shared(self, name: str, shape: tuple[int, ...]) -> Tensor:
         """A tensor that all layers use, such as rotary tables: made once, kept until the outermost module returns."""
@@ -298,19 +334,19 @@ class Tape:
             kind=kind,
             part=f"{self.in_tower} tower" if self.in_tower else _PARTS.get(kind, self.part),
             layers=self.repeated,
-            copies=copies,
-            active=active,
+            copies=int(copies),
+            active=int(active),
             dtype=dtype,
             tower=self.in_tower,
         )
-        weight.trained = self.trains is None or self.trains(weight)
+        weight.trained = self.method is None or self.method.trains(weight)
         self.weights.append(weight)
         return weight
 
     def tensor(self, name: str, shape: tuple[int, ...], itemsize: int = 0) -> Tensor:
         """A new activation, written by the op that is noted next. Where nothing says what trains, it may need a gradient."""
         here = len(self.ops)
-        tensor = Tensor(name, shape, itemsize or self.itemsize, here, here, self.repeats, self.in_tower, grad=self.trains is None)
+        tensor = Tensor(name, shape, itemsize or self.itemsize, here, here, self.repeats, self.in_tower, grad=self.method is None)
         self.tensors.append(tensor)
         return tensor
 
@@ -344,14 +380,16 @@ class Tape:
         here = len(self.ops)
         for tensor in reads:
             tensor.storage.last = here
-        trained = any([weight.trained for weight in weights])
-        out.grad = trained or any([tensor.storage.grad for tensor in reads])
-        keeps = tuple([t.storage for t in saves]) if out.grad and (trained or always or not weights) else ()
+        trained = any(weight.trained for weight in weights)
+        out.grad = trained or any(tensor.storage.grad for tensor in reads)
+        keeps = tuple(t.storage for t in saves) if out.grad and (trained or always or not weights) else ()
         if saves_out and out.grad:
             keeps = (*keeps, out)
         for tensor in keeps:
             tensor.saved = max(tensor.saved, min(tensor.repeats, self.repeats))
-        op = Op(self.prefix + name, reads, (out, *extra), weights, flops, self.repeats, self.region, self.in_tower)
+        op = Op(
+            self.prefix + name, reads, (out, *extra), weights, flops, self.repeats, self.region, self.repeated is not None, self.in_tower
+        )
         op.keeps, op.workspace, op.backward_workspace, op.passes = keeps, workspace, backward_workspace, passes
         self.ops.append(op)
         return out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ..tape import Dim, Tape, Tensor, numel
+from .linear import lowered
 
 
 def attention(
@@ -27,6 +28,7 @@ def attention(
     [b, 1, s, keys] that all layers share. `inplace` (ggml
     without flash attention) has one fp32 tensor of scores, whose scale, mask and softmax are written over it, and a mask [s, keys].
     """
+    q, k, v = (lowered(t, x, f"{name}.{side}") for x, side in ((q, "q"), (k, "k"), (v, "v")))
     b, s = q.shape[0], q.shape[1]
     own = k.shape[1]
     keys = Dim(own + t.past, "keys") if past and t.past else own
@@ -41,7 +43,7 @@ def attention(
         return t.op(name, (scores, mask, v), out, flops=flops)
     if t.kernels.attention != "eager":
         lse = t.tensor(f"{name}.lse", (b, heads, s), itemsize=4)
-        return t.op(name, (q, k, v), out, flops=flops, saves=(q, k, v, lse), saves_out=True, extra=(lse,))
+        return t.op(name, (q, k, v), out, itemsize=q.itemsize, flops=flops, saves=(q, k, v, lse), saves_out=True, extra=(lse,))
     with t.module("", q, k, v):
         if kv_heads != heads:
             k = t.hold(t.op(f"{name}.repeat_k", (k,), (b, keys, heads, d)))

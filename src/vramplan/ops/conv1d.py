@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from ..tape import Tape, Tensor, numel
+from ..tape import Tape, Tensor
+from .linear import project
 
 
 def conv1d(t: Tape, x: Tensor, name: str, out: int) -> Tensor:
@@ -11,4 +12,4 @@ def conv1d(t: Tape, x: Tensor, name: str, out: int) -> Tensor:
     Source: `transformers.pytorch_utils.Conv1D` (5.23), `aten::addmm` in torch `utils/flop_counter.py`.
     """
     weights = (t.weight(f"{name}.weight", (x.shape[-1], out), "linear"), t.weight(f"{name}.bias", (out,), "linear"))
-    return t.op(name, (x,), (*x.shape[:-1], out), weights=weights, flops=2 * numel(x.shape) * int(out), saves=(x,))
+    return project(t, x, name, out, weights)

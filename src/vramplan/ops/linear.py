@@ -14,7 +14,8 @@ def embed(t: Tape, name: str, vocab: int, width: int, ids: Tensor | None = None)
     """
     weight = t.weight(f"{name}.weight", (vocab, width), "embed", active=1)
     ids = ids or t.tensor(f"{name}.ids", (t.sequences, t.tokens), itemsize=8)
-    x = t.op(name, (ids,), (*ids.shape, width), weights=(weight,), saves=(ids,))
+    x = t.op(name, (ids,), (*ids.shape, width), itemsize=t.itemsize, weights=(weight,), saves=(ids,))
+    x.grad = x.grad or (t.method is not None and t.method.inputs_need_gradients())
     return t.hold(x), weight
 
 
@@ -29,7 +30,38 @@ def linear(
     weights = [t.weight(name + suffix, (out, width), kind, dtype=dtype)]
     if bias:
         weights.append(t.weight(f"{name}.bias", (out,), kind, dtype=dtype))
-    return t.op(name, (x,), (*x.shape[:-1], out), weights=tuple(weights), flops=2 * numel(x.shape) * int(out), saves=(x,))
+    return project(t, x, name, out, tuple(weights))
+
+
+def project(t: Tape, x: Tensor, name: str, out: int, weights: tuple[Weight, ...]) -> Tensor:
+    """[..., in] -> [..., out] by the first of `weights`, and by what the training method adds to it.
+
+    A weight that is packed (QLoRA) is unpacked into a workspace, forward and backward, and keeps no input. Under autocast the input and the
+    weights are copied to the lower precision (aten `autocast_mode.h`, `cached_cast`); backward keeps the weights' copies for the input's gradient.
+    """
+    unpacked = t.method.unpacked(weights[0]) if t.method else 0
+    entry = lowered(t, x, f"{name}.input")
+    casts = () if unpacked else t.cast_weights(weights)
+    y = t.op(
+        name,
+        (entry,),
+        (*x.shape[:-1], out),
+        itemsize=t.autocast or x.itemsize,
+        weights=weights,
+        flops=2 * numel(x.shape) * int(out),
+        saves=(entry,),
+        extra=casts,
+        workspace=unpacked,
+        backward_workspace=unpacked,
+    )
+    return t.method.adapt(t, x, y, weights[0]) if t.method else y
+
+
+def lowered(t: Tape, x: Tensor, name: str) -> Tensor:
+    """`x`, or under autocast its copy in the lower precision: each op that asks for one makes its own."""
+    if not t.autocast or x.itemsize <= t.autocast:
+        return x
+    return t.op(f"{name}.autocast", (x,), x.shape, itemsize=t.autocast)
 
 
 def head(t: Tape, x: Tensor, name: str, vocab: int, *, tied: Weight | None = None, bias: bool = False) -> Tensor:
@@ -44,6 +76,5 @@ def head(t: Tape, x: Tensor, name: str, vocab: int, *, tied: Weight | None = Non
     else:
         tied.tied = True
         weights = (tied, t.weight(f"{name}.bias", (vocab,), "head")) if bias else (tied,)
-        flops = 2 * numel(last.shape) * int(vocab)
-        logits = t.op(name, (last,), (*last.shape[:-1], vocab), weights=weights, flops=flops, saves=(last,))
+        logits = project(t, last, name, vocab, weights)
     return t.op(f"{name}.float", (logits,), logits.shape, itemsize=4) if t.kernels.logits == "all-fp32" else logits

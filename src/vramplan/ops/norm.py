@@ -17,11 +17,11 @@ def rms_norm(t: Tape, x: Tensor, name: str, *, weight: bool = True, width: int =
     if t.kernels.norm == "fused":
         rstd = t.tensor(f"{name}.rstd", rstd_shape, itemsize=4)
         return t.op(name, (x,), x.shape, weights=weights, saves=(x, rstd), extra=(rstd,), always=True)
-    upcast = t.op(f"{name}.float", (x,), x.shape, itemsize=4)
+    upcast = x if x.itemsize == 4 else t.op(f"{name}.float", (x,), x.shape, itemsize=4)
     rstd = t.op(f"{name}.rstd", (upcast,), rstd_shape, itemsize=4)
     normed = t.op(f"{name}.normed", (upcast, rstd), x.shape, itemsize=4, saves=(upcast, rstd))
-    cast = t.op(f"{name}.cast", (normed,), x.shape)
-    return t.op(name, (cast,), x.shape, weights=weights, saves=(cast,)) if weight else cast
+    cast = normed if x.itemsize == 4 else t.op(f"{name}.cast", (normed,), x.shape, itemsize=x.itemsize)
+    return t.op(name, (cast,), x.shape, itemsize=x.itemsize, weights=weights, saves=(cast,)) if weight else cast
 
 
 def groups(x: Tensor, width: int = 0) -> tuple[int, ...]:

@@ -8,17 +8,17 @@ from .linear import linear
 
 def add(t: Tape, a: Tensor, b: Tensor, name: str = "residual") -> Tensor:
     """a + b, same shapes. Backward keeps nothing."""
-    return t.op(name, (a, b), a.shape, passes=True)
+    return t.op(name, (a, b), a.shape, itemsize=max(a.itemsize, b.itemsize), passes=a.itemsize == b.itemsize)
 
 
 def multiply(t: Tape, a: Tensor, b: Tensor, name: str = "multiply") -> Tensor:
     """a · b, same shapes. Backward keeps both."""
-    return t.op(name, (a, b), a.shape, saves=(a, b))
+    return t.op(name, (a, b), a.shape, itemsize=max(a.itemsize, b.itemsize), saves=(a, b))
 
 
 def activation(t: Tape, x: Tensor, name: str = "act_fn") -> Tensor:
     """gelu, silu, relu², tanh …: same shape. Backward keeps x (relu its output, of the same size)."""
-    return t.op(name, (x,), x.shape, saves=(x,))
+    return t.op(name, (x,), x.shape, itemsize=x.itemsize, saves=(x,))
 
 
 def gated(t: Tape, x: Tensor, gate: str, up: str, ffn: int, *, bias: bool = False) -> Tensor:
@@ -41,14 +41,15 @@ def gated(t: Tape, x: Tensor, gate: str, up: str, ffn: int, *, bias: bool = Fals
 def rope(t: Tape, x: Tensor, name: str, head_dim: int | None = None) -> Tensor:
     """Rotary position embedding: same shape. `eager` (transformers' apply_rotary_pos_emb): x·cos + rotate_half(x)·sin, four tensors.
 
-    Backward keeps only cos and sin, [1, s, head_dim] each, which all layers share. `inplace`: the serving engines' kernels write over x.
+    Backward keeps only cos and sin, [1, s, head_dim] each, which all layers share; under autocast they are fp32, and so is the result. `inplace`: the serving engines' kernels write over x.
     """
     if t.kernels.rope == "inplace":
         return x
     tables: tuple[Tensor, ...] = ()
     if head_dim:
         tables = tuple(t.shared(f"rotary.{table}", (1, x.shape[1], head_dim)) for table in ("cos", "sin"))
-    cos = t.op(f"{name}.cos", (x, *tables[:1]), x.shape, saves=tables[:1])
-    half = t.op(f"{name}.rotate_half", (x,), x.shape)
-    sin = t.op(f"{name}.sin", (half, *tables[1:]), x.shape, saves=tables[1:])
-    return t.op(f"{name}.rope", (cos, sin), x.shape)
+    size = t.itemsize if t.autocast else x.itemsize
+    cos = t.op(f"{name}.cos", (x, *tables[:1]), x.shape, itemsize=size, saves=tables[:1])
+    half = t.op(f"{name}.rotate_half", (x,), x.shape, itemsize=x.itemsize)
+    sin = t.op(f"{name}.sin", (half, *tables[1:]), x.shape, itemsize=size, saves=tables[1:])
+    return t.op(f"{name}.rope", (cos, sin), x.shape, itemsize=size)
