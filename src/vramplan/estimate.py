@@ -92,10 +92,10 @@ def estimate(model: str | Mapping[str, object] | Scenario, **keys: object) -> Es
     Raises BadInput for wrong input, NotFound for unknown names, Unknown for what is not estimated.
     """
     asked = model if isinstance(model, Scenario) else scenario({"model": model, **keys})
-    if asked.task == "train":
-        raise Unknown("task 'train': training is not estimated by this version, only inference")
     found = _model(asked.model)
     gpu = _gpu(asked)
+    if asked.task == "train":
+        return _train(asked, found, gpu)
     gguf = found.gguf or (asked.weights is not None and is_gguf(asked.weights))
     name = asked.engine or ("llama.cpp" if gguf else "vllm")
     if gguf and name == "transformers":
@@ -107,10 +107,19 @@ def estimate(model: str | Mapping[str, object] | Scenario, **keys: object) -> Es
     return _answer(job, account, name)
 
 
+def _train(asked: Scenario, model: Model, gpu: Gpu | None) -> Estimate:
+    from .engines.train import framework
+
+    name = asked.engine or "transformers"
+    job = Job(engine=name, scenario=asked, model=model, gpu=gpu, scheme=named_scheme(model.dtype))
+    return _answer(job, framework(name).account(job), name)
+
+
 def _answer(job: Job, account: Account, name: str) -> Estimate:
+    own = job.stored or (job.scenario.weights is None and _own_quantisation(job.model) is not None)
     filled: dict[str, Any] = {
         "engine": name,
-        "weights": job.scenario.weights or job.scheme.name,
+        "weights": job.scenario.weights or (None if own else job.scheme.name),
         "kv_dtype": job.scenario.kv_dtype or "auto",
         **account.filled,
     }
@@ -121,7 +130,13 @@ def _answer(job: Job, account: Account, name: str) -> Estimate:
         ledger=ledger(account.items),
         room=account.room,
         facts={**_counts(account.tape, job), **account.facts},
-        assumptions=(*account.assumptions, *([job.scheme.note] if job.scheme.note else []), *_unloaded(job.model), *job.model.notes),
+        assumptions=(
+            *account.assumptions,
+            *([f"weights as the checkpoint stores them, {job.scheme.name}"] if own and not job.stored else []),
+            *([job.scheme.note] if job.scheme.note else []),
+            *_unloaded(job.model),
+            *job.model.notes,
+        ),
         remarks=tuple(account.remarks),
     )
 
@@ -160,15 +175,20 @@ def _scheme(asked: Scenario, model: Model) -> Scheme:
         double = "-double" if asked.double_quant and asked.weights.lower() in ("nf4", "fp4") else ""
         facts = None if asked.weights in FLOATS else _facts(model)
         return named_scheme(asked.weights + double, dtype=model.dtype, facts=facts)
-    own = next(
-        (found for key in ("quantization_config", "quantization") for c in (model.config, model.text) if (found := c.get(key))), None
-    )
+    own = _own_quantisation(model)
     if own is None:
-        return named_scheme(model.dtype)
+        return named_scheme(model.named_format or model.dtype, dtype=model.dtype)
     if not isinstance(own, dict):
         raise BadInput(f"{model.id}: quantization_config must be an object")
     experts = {"expert_dtype": model.config["expert_dtype"]} if "expert_dtype" in model.config else {}
     return scheme_from_config({**experts, **own}, dtype=model.dtype)
+
+
+def _own_quantisation(model: Model) -> object:
+    """What the checkpoint's config says of its quantisation; None where it says nothing."""
+    return next(
+        (found for key in ("quantization_config", "quantization") for c in (model.config, model.text) if (found := c.get(key))), None
+    )
 
 
 def _facts(model: Model) -> ModelFacts:
@@ -183,6 +203,7 @@ def _facts(model: Model) -> ModelFacts:
     tape = walk(Tape(Dim(1, "sequences"), Dim(1, "tokens")), model.config)
     heads = size("num_attention_heads", "n_head", "num_heads", "n_heads")
     kv_heads = size("num_key_value_heads", "num_kv_heads", "n_head_kv", default=heads)
+    own = _own_quantisation(model)
     first = any(cache.side == "k" and 0 in cache.layers for cache in text_caches(tape)) or not tape.caches
     return model_facts(
         tape.weights,
@@ -191,6 +212,7 @@ def _facts(model: Model) -> ModelFacts:
         model_type=str(model.config.get("model_type")),
         qk_nope=size("qk_nope_head_dim", default=128),
         v_dim=size("v_head_dim", default=128),
+        mxfp4_experts=isinstance(own, dict) and own.get("quant_method") == "mxfp4",
     )
 
 

@@ -33,8 +33,8 @@ class Full:
 class Adapters:
     """LoRA and QLoRA: low-rank adapters beside frozen linear layers, and modules that train whole (`modules_to_save`).
 
-    `targets`: `all-linear` (every linear layer but the head, as PEFT), `attention`, or endings of module names. `packed`: bytes of an element
-    that 4- and 8-bit layers are unpacked into, 0 for plain ones. `itemsize`: bytes of an adapter's element.
+    `targets`: `all-linear` (every linear layer but the head, as PEFT), `attention`, or endings of module names. `packed`: bytes of an
+    element that 4-bit layers are unpacked into, 0 for plain ones. `itemsize`: bytes of an adapter's element.
     """
 
     rank: int

@@ -2,8 +2,8 @@
 
 The forward pass keeps what backward needs. The backward pass runs the ops in reverse: each makes the gradients of its inputs and of its
 trained weights, then its own gradient and what only it still needed are freed, as torch's autograd engine does
-(`torch/csrc/autograd/engine.cpp`, `input_buffer.cpp`: a second gradient of the same tensor is added in place). Layers of a kind run one after
-another; within them the sweep goes op by op, and over them it is linear, so that the worst layer is the first or the last.
+(`torch/csrc/autograd/engine.cpp`, `input_buffer.cpp`: a second gradient of the same tensor is added in place). Layers of a kind run one
+after another; within them the sweep goes op by op, and over them it is linear, so that the worst layer is the first or the last.
 
 It knows shapes only: no optimizer, no allocator, no engine.
 """
@@ -45,8 +45,9 @@ class Sweep:
 class _Segment:
     """Ops of one layer of a kind (or outside the layers) and how often they run.
 
-    A run keeps `kept` bytes until its backward pass, `cached` ones until the forward pass ends; `once` are kept once for all runs. A checkpointed layer keeps its input only; its
-    backward pass first rebuilds the `rebuilt` bytes. `forward` and `backward` are where most is alive in one run.
+    A run keeps `kept` bytes until its backward pass and `cached` ones until the forward pass ends; `once` are kept once for all runs. A
+    checkpointed layer keeps its input only; its backward pass first rebuilds the `rebuilt` bytes. `forward` and `backward` are where most
+    is alive in one run.
     """
 
     ops: Sequence[Op]
@@ -74,9 +75,9 @@ class _Gradient:
 def sweep(tape: Tape, *, gradient_itemsize: Callable[[Weight], int], checkpointing: bool = False, accumulates: bool = False) -> Sweep:
     """Sweep the tape's ops, towers left out.
 
-    A weight's gradient has `gradient_itemsize(weight)` bytes per element. With `checkpointing` a layer keeps its input only, and runs forward once
-    more before its backward pass. With `accumulates` the gradients of the pass before are there already (counted by the caller), and each
-    new one lives only until it is added.
+    A weight's gradient has `gradient_itemsize(weight)` bytes per element. With `checkpointing` a layer keeps its input only, and
+    runs forward once more before its backward pass. With `accumulates` the gradients of the pass before are there already (counted by the
+    caller), and each new one lives only until it is added.
     """
     segments = _segments(tape, checkpointing)
     seen: set[int] = set()

@@ -9,6 +9,8 @@ from ..catalog.gpus import Gpu
 from ..errors import BadInput, Unknown
 from ..families import walk
 from ..formats import Scheme
+from ..formats.dtypes import ALIASES
+from ..formats.kv import kv_bytes
 from ..ledger import Item
 from ..scenario import Scenario
 from ..sources.model import Model
@@ -48,6 +50,10 @@ class Job:
         """The cache's number format where the scenario leaves it to the engine: the model's dtype; fp16 for GGUF files' engine."""
         return "fp16" if self.model.gguf or self.scenario.engine == "llama.cpp" else self.dtype
 
+    def walk(self, tape: Tape) -> Tape:
+        """The model's forward pass on `tape`."""
+        return walk(tape, self.model.config)
+
     def tape(self, *, sequences: int, tokens: int, past: int = 0, itemsize: int = 2, kernels: Kernels) -> Tape:
         """The model's forward pass over `sequences` × `tokens` new tokens with `past` tokens in the cache."""
         tape = Tape(Dim(sequences, "sequences"), Dim(tokens, "tokens"), past, itemsize, kernels)
@@ -62,10 +68,19 @@ class Job:
             raise BadInput(f"context_length {asked:,}: beyond what {self.model.id} was made for, {own:,} tokens")
         return asked
 
+    def kv_types(self, *allowed: str) -> None:
+        """Raise BadInput where `kv_dtype` names a number format that the engine's cache does not come in; `auto` it always has."""
+        named = self.scenario.kv_dtype
+        for name in named.values() if isinstance(named, Mapping) else (named or "auto",):
+            if ALIASES.get(name, name) not in ("auto", *allowed):
+                kv_bytes(name)  # an unknown one is told with its nearest
+                raise BadInput(f"kv_dtype {name!r}: no cache type of {self.engine}; it has auto, {', '.join(allowed)}")
+
     def refuse(self, *keys: str) -> None:
         """Raise Unknown for the first of `keys` that the scenario sets to more than its neutral value: this estimate does not cover it."""
         for key in keys:
-            if getattr(self.scenario, key) not in (None, 1, False, ()):
+            value = getattr(self.scenario, key)
+            if value is True or value not in (None, 1, False, ()):
                 raise Unknown(f"{key}: not estimated for engine {self.engine!r} by this version")
 
 

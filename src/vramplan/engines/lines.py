@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 
 from ..errors import Unknown
-from ..formats import Format, weights_nbytes
+from ..formats import Format, Share, weights_nbytes
 from ..formats.kv import kv_bytes
 from ..ledger import Item, Moment
 from ..sources.model import Model
@@ -24,10 +24,15 @@ def weight_items(job: Job, tape: Tape, alive: frozenset[Moment]) -> Iterator[Ite
     if job.stored:
         yield from _stored_items(job.model, tape, alive)
         return
-    source = f"shapes: {job.model.origin}"
-    for weight, form, layers, nbytes in weights_nbytes(tape.weights, job.scheme):
-        why = f"{_times(weight, layers)}{shape_label(weight.shape)} in {_size(form)}"
-        yield Item(path=_path(weight), nbytes=nbytes, alive=alive, why=why, source=source)
+    for share in weights_nbytes(tape.weights, job.scheme):
+        yield item_of_share(share, alive, job.model.origin)
+
+
+def item_of_share(share: Share, alive: frozenset[Moment], origin: str) -> Item:
+    """The line of a weight's layers that share a format."""
+    weight, form, layers, nbytes = share
+    why = f"{_times(weight, layers)}{shape_label(weight.shape)} in {_size(form)}"
+    return Item(path=_path(weight), nbytes=nbytes, alive=alive, why=why, source=f"shapes: {origin}")
 
 
 def _path(weight: Weight) -> tuple[str, ...]:
@@ -36,8 +41,17 @@ def _path(weight: Weight) -> tuple[str, ...]:
 
 
 def _times(weight: Weight, layers: tuple[int, ...] | None) -> str:
-    parts = [f"{len(layers)} layers × "] if layers is not None else []
+    parts = [f"{counted(len(layers), 'layer')} × "] if layers is not None else []
     return "".join([*parts, f"{weight.copies} experts × " if weight.copies > 1 else ""])
+
+
+def counted(n: int, noun: str) -> str:
+    """`n` of a thing.
+
+    >>> counted(1, "layer"), counted(1024, "layer")
+    ('1 layer', '1,024 layers')
+    """
+    return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
 
 
 def _size(form: Format) -> str:
@@ -151,7 +165,8 @@ def cache_items(
         elements, nbytes = kv_bytes(dtype)
         size = f"{nbytes} B" if elements == 1 else f"{nbytes} B per {elements}"
         tokens = "" if cache.per == "sequence" else f"{kept:,} tokens{how} × "
-        why = f"{sequences:,} sequences × {len(cache.layers)} layers × {tokens}{shape_label(cache.shape)} × {size} ({dtype})"
+        layers = f"{counted(sequences, 'sequence')} × {counted(len(cache.layers), 'layer')}"
+        why = f"{layers} × {tokens}{shape_label(cache.shape)} × {size} ({dtype})"
         kind = "window" if cache.window is not None else "state" if state else "full attention"
         path = ("kv cache", kind, cache.name)
         yield Item(path=path, nbytes=sequences * cache_nbytes(cache, kept, dtype), alive=alive, why=why, source=source)

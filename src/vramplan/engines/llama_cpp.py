@@ -11,8 +11,11 @@ from __future__ import annotations
 from functools import partial
 from math import ceil
 
+from ..errors import Unknown
+from ..formats.kv import GGML
 from ..ledger import Item
-from ..tape import Cache, Kernels
+from ..scenario import Scenario
+from ..tape import Cache, Kernels, Tape
 from ..units import MiB
 from .job import MANY, Account, Job
 from .lines import SERVING, cache_items, text_caches, weight_items
@@ -32,7 +35,8 @@ CUDA_CONTEXT = 300 * MiB
 def account(job: Job) -> Account:
     """What `llama-server -ngl 999` takes on one GPU; without a GPU in the scenario, all tensors of the file."""
     s = job.scenario
-    job.refuse(*MANY, "gpu_layers", "cpu_moe_layers", "tensor_split", "override_tensor")
+    job.refuse(*MANY, "tensor_split", "override_tensor")
+    job.kv_types("fp16", "bf16", "fp32", *GGML)
     sequences = s.sequences or 1
     context = job.context(default=job.model.context_length or 4096)
     ubatch = min(s.ubatch or UBATCH, context)
@@ -42,6 +46,7 @@ def account(job: Job) -> Account:
         attention="flash" if flash else "inplace", norm="fused", mlp="eager", rope="inplace", mla="absorbed", logits="all", frames="freed"
     )
     graph = job.tape(sequences=1, tokens=ubatch, past=max(cells * sequences - ubatch, 0), itemsize=4, kernels=kernels)
+    _refuse_host_layers(s, graph)
 
     items = [item for item in weight_items(job, graph, SERVING) if not item.path[1].endswith(" tower")]
     attention = "with" if flash else "without"
@@ -82,6 +87,15 @@ def account(job: Job) -> Account:
         facts={"compute_buffer": nbytes, "kv_tokens": cells * sequences, "process": sum(i.nbytes for i in items)},
         assumptions=assumptions,
     )
+
+
+def _refuse_host_layers(s: Scenario, graph: Tape) -> None:
+    """Raise Unknown where layers or experts stay on the host; a negative -ngl means all, and the output counts as one (llama.h)."""
+    layers = 1 + max((max(weight.layers) for weight in graph.weights if weight.layers and not weight.tower), default=0)
+    if s.gpu_layers is not None and 0 <= s.gpu_layers <= layers:
+        raise Unknown(f"gpu_layers {s.gpu_layers}: layers on the host are not estimated by this version; all on the GPU are {layers + 1}")
+    if s.cpu_moe_layers:
+        raise Unknown(f"cpu_moe_layers {s.cpu_moe_layers}: experts on the host are not estimated by this version")
 
 
 def _held(cache: Cache, *, sequences: int, cells: int, ubatch: int) -> tuple[int, int, str]:

@@ -9,11 +9,12 @@ from __future__ import annotations
 from functools import partial
 from typing import Literal
 
+from ..catalog.gpus import Gpu
 from ..ledger import Item, Moment
 from ..tape import Cache, Kernels
 from ..units import MiB
 from .job import MANY, Account, Job, release
-from .lines import SERVING, cache_items, text_caches, weight_items
+from .lines import SERVING, cache_items, counted, text_caches, weight_items
 
 NAMES = ("transformers",)
 ABOUT = "one GPU, dynamic cache, last-token logits; not: allocator slack, beams, assisted decoding, quantised caches, device maps"
@@ -30,10 +31,20 @@ CUBLAS_WORKSPACE_HOPPER = 32 * MiB
 """On compute capability 9.0: pytorch issue #182669."""
 
 
+def cublas(gpu: Gpu | None, alive: frozenset[Moment]) -> Item:
+    """The workspace of cuBLAS: one handle and stream, taken from torch's allocator by the first matrix product."""
+    hopper = gpu is not None and gpu.compute_capability == "9.0"
+    nbytes, source = (CUBLAS_WORKSPACE_HOPPER, "pytorch #182669") if hopper else (CUBLAS_WORKSPACE, "pytorch #95668")
+    return Item(
+        path=("workspace", "cuBLAS"), nbytes=nbytes, alive=alive, why="one handle and stream, from torch's allocator", source=source
+    )
+
+
 def account(job: Job) -> Account:
     """Weights, cache, and the tape's peak at prefill and at the last decode step."""
     s = job.scenario
     job.refuse(*MANY, "compile")
+    job.kv_types("bf16", "fp16", "fp32")
     sequences = s.sequences or 1
     output = s.output_length
     context = job.context(default=(s.prompt_length or 4096) + (output or 0))
@@ -57,13 +68,11 @@ def account(job: Job) -> Account:
         )
     for tape, moment, what in ((prefill, Moment.PREFILL, f"prefill of {prompt:,} tokens"), (decode, Moment.DECODE, "one decode step")):
         nbytes, where = tape.peak()
-        why = f"most alive at once in the {what} of {sequences} sequences, at {where or 'the end'}"
-        items.append(Item(path=("activations", what), nbytes=nbytes, alive=frozenset({moment}), why=why, source="the tape's forward pass"))
-    hopper = job.gpu is not None and str(job.gpu.compute_capability) == "9.0"
-    workspace = CUBLAS_WORKSPACE_HOPPER if hopper else CUBLAS_WORKSPACE
-    why = "one handle and stream, from torch's allocator"
-    source = "pytorch #182669" if hopper else "pytorch #95668"
-    items.append(Item(path=("workspace", "cuBLAS"), nbytes=workspace, alive=SERVING, why=why, source=source))
+        why = f"most alive at once in the {what} of {counted(sequences, 'sequence')}, at {where or 'the end'}"
+        items.append(
+            Item(path=("activations", moment.value), nbytes=nbytes, alive=frozenset({moment}), why=why, source="the tape's forward pass")
+        )
+    items.append(cublas(job.gpu, SERVING))
     allocated = max(sum(i.nbytes for i in items if m in i.alive) for m in (Moment.PREFILL, Moment.DECODE))
     why = "one process with lazy module loading"
     items.append(Item(path=("cuda context",), nbytes=CUDA_CONTEXT, alive=SERVING, why=why, source="pytorch #107667"))

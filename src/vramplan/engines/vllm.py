@@ -15,7 +15,7 @@ from ..ledger import Item, Moment
 from ..tape import Cache, Kernels, numel
 from ..units import GiB, gib
 from .job import MANY, Account, Job, release
-from .lines import SERVING, cache_items, cache_nbytes, kv_type, text_caches, weight_items
+from .lines import SERVING, cache_items, cache_nbytes, counted, kv_type, text_caches, weight_items
 
 NAMES = ("vllm",)
 ABOUT = "V1 (0.11 and later) on one GPU: pool, pages, windows, hybrid groups; not: several GPUs, LoRA slots, drafts, images when profiling"
@@ -32,6 +32,8 @@ CONTEXT = 548 * GiB // 1024
 """Already taken when vLLM starts (CUDA context): 0.51 GiB in llm-d-planner's H100 logs, with one GPU."""
 GRAPHS = 91 * GiB // 100
 """51 piecewise and the full decode graphs: 0.67–1.84, median 0.91 GiB in 43 logs of 0.19.0 with one H100. Not derived from the model."""
+KV_TYPES = ("bf16", "fp16", "fp32", "fp8")
+"""`kv_cache_dtype`: vllm/config/cache.py CacheDType; the floats by way of `auto` and the model's dtype."""
 KERNELS = Kernels(attention="flash", norm="fused", mlp="merged", rope="inplace", mla="absorbed", logits="last", frames="freed")
 
 
@@ -39,6 +41,7 @@ def account(job: Job) -> Account:
     """What `vllm serve` takes on one GPU, and what its pool holds."""
     s = job.scenario
     job.refuse(*MANY)
+    job.kv_types(*KV_TYPES)
     version = s.engine_version or VERSION
     running = release(version)
     if running < OLDEST:
@@ -86,7 +89,10 @@ def account(job: Job) -> Account:
             "non_torch": NON_TORCH,
             "cuda_graphs": graphs,
         },
-        assumptions=[f"vLLM {version}, at most {max_seqs:,} sequences and {batched:,} tokens per pass, {utilization:g} of the GPU"],
+        assumptions=[
+            f"vLLM {version}, at most {counted(max_seqs, 'sequence')} and {batched:,} tokens per pass, {utilization:g} of the GPU",
+            *_context_assumed(job, context),
+        ],
     )
     if job.gpu is not None:
         budget = int(utilization * job.gpu.usable)
@@ -100,6 +106,14 @@ def account(job: Job) -> Account:
                 held = f"{tokens:,} tokens: {pool / need:.1f} sequences of {context:,}"
                 account.remarks.append(f"the cache pool of {gib(pool)} holds {held}")
     return account
+
+
+def _context_assumed(job: Job, context: int) -> list[str]:
+    """What was taken for the longest sequence where the user left it open."""
+    if job.scenario.context_length is not None:
+        return []
+    own = "the model's own maximum" if job.model.context_length else "a guess, as nothing states the model's own"
+    return [f"sequences of up to {context:,} tokens: {own}"]
 
 
 def _activations(forward: tuple[int, str], job: Job, max_seqs: int, batched: int, running: tuple[int, int]) -> Item:
@@ -150,7 +164,8 @@ def _request_items(caches: list[Cache], context: int, batched: int, kv_dtype: ob
         nbytes = cache_nbytes(cache, tokens, dtype) // len(cache.layers) * layers
         padding = f" ({layers - len(cache.layers)} of them padding)" if layers > len(cache.layers) else ""
         per_layer = numel(cache.shape)
-        why = f"1 sequence × {layers} layers{padding} × {pages:,} pages × {BLOCK} tokens × {per_layer:,} elements in {dtype}"
+        page = f"{BLOCK} tokens" if cache.stride == 1 else f"{BLOCK} / {cache.stride} tokens"
+        why = f"1 sequence × {counted(layers, 'layer')}{padding} × {pages:,} pages × {page} × {per_layer:,} elements in {dtype}"
         kind = "full attention" if cache.window is None else "window"
         source = "vllm/v1/core/kv_cache_utils.py: equal groups, pages of 16 tokens"
         items.append(Item(path=("kv cache", kind, cache.name), nbytes=nbytes, alive=frozenset({Moment.DECODE}), why=why, source=source))

@@ -36,8 +36,8 @@ def linear(
 def project(t: Tape, x: Tensor, name: str, out: int, weights: tuple[Weight, ...]) -> Tensor:
     """[..., in] -> [..., out] by the first of `weights`, and by what the training method adds to it.
 
-    A weight that is packed (QLoRA) is unpacked into a workspace, forward and backward, and keeps no input. Under autocast the input and the
-    weights are copied to the lower precision (aten `autocast_mode.h`, `cached_cast`); backward keeps the weights' copies for the input's gradient.
+    A weight that is packed (QLoRA) is unpacked into a workspace, forward and backward, and keeps no input. Under autocast the input and
+    the weights are copied to the lower precision (aten `autocast_mode.cpp`, `cached_cast`); backward needs the weights' copies.
     """
     unpacked = t.method.unpacked(weights[0]) if t.method else 0
     entry = lowered(t, x, f"{name}.input")

@@ -8,9 +8,9 @@ from ..tape import Dim, Tape, Tensor, Weight
 def lora(t: Tape, x: Tensor, y: Tensor, weight: Weight, *, rank: int, itemsize: int, dropout: float, packed: bool) -> Tensor:
     """x [..., in], y [..., out] -> [..., out]; A [rank, in] and B [out, rank], trained, in `itemsize` bytes.
 
-    Each adapted layer casts its input to the adapters' dtype, a copy of its own that backward keeps for A's gradient; so it does A's output for
-    B's. With dropout the mask (1 B per element) and the dropped input are made too. Over a plain layer the sum is in the adapters' dtype
-    and cast back; over a `packed` one (bitsandbytes) the base's output is cloned and the adapter's cast before the sum.
+    Each adapted layer casts its input to the adapters' dtype, a copy of its own that backward keeps for A's gradient; A's output is kept
+    for B's. With dropout the mask (1 B per element) and the dropped input are made too. Over a plain layer the sum is in the adapters'
+    dtype and cast back; over a `packed` one (bitsandbytes) the base's output is cloned and the adapter's cast before the sum.
     Source: PEFT 0.21 `tuners/lora/layer.py` Linear.forward, `tuners/lora/bnb.py` Linear4bit.forward.
     """
     prefix = weight.name.removesuffix(".weight").rpartition(".")[2]

@@ -41,7 +41,8 @@ def gated(t: Tape, x: Tensor, gate: str, up: str, ffn: int, *, bias: bool = Fals
 def rope(t: Tape, x: Tensor, name: str, head_dim: int | None = None) -> Tensor:
     """Rotary position embedding: same shape. `eager` (transformers' apply_rotary_pos_emb): x·cos + rotate_half(x)·sin, four tensors.
 
-    Backward keeps only cos and sin, [1, s, head_dim] each, which all layers share; under autocast they are fp32, and so is the result. `inplace`: the serving engines' kernels write over x.
+    Backward keeps only cos and sin, [1, s, head_dim] each, which all layers share; under autocast they are fp32, and so is the result.
+    `inplace`: the serving engines' kernels write over x.
     """
     if t.kernels.rope == "inplace":
         return x

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from ..tape import shape_label
 from ..units import count, gib
-from .text import table
+from .text import table, wrapped
 
 if TYPE_CHECKING:
     from ..inspect import Inspection
@@ -18,25 +18,26 @@ def render(found: Inspection, *, tensors: bool = False) -> str:
     """Parameters by part, caches by kind of layer, what the file holds; with `tensors` every weight."""
     model, tape = found.model, found.tape
     context = f"{model.context_length:,} tokens" if model.context_length else "not stated"
+    active = f"{count(tape.active_parameters)} active per token"
     lines = [
-        f"{model.id}: {tape.parameters:,} parameters ({count(tape.parameters)}), {count(tape.active_parameters)} active per token.",
+        *wrapped(f"{model.id}: {tape.parameters:,} parameters ({count(tape.parameters)}), {active}.", ""),
         "",
         f"type     {model.config['model_type']}",
-        f"from     {model.origin}",
+        *wrapped(model.origin, "from     "),
         f"context  {context}",
-        *(f"layers   {n:>3} of {parts}" for n, parts in found.layers),
+        *(line for n, parts in found.layers for line in wrapped(parts, f"layers   {n:>3} of ")),
         *([f"MTP      {model.mtp_layers}, in the checkpoint but not loaded, and not counted here"] if model.mtp_layers else []),
         f"FLOPs    {tape.flops / 1e9:,.2f} G per token, attention to an empty cache",
         "",
         table(["part", "parameters"], [[part, f"{n:,}"] for part, n in sorted(found.parts.items(), key=lambda kv: -kv[1])]),
     ]
     if found.caches:
-        rows = []
+        layers: dict[tuple[str, ...], int] = {}
         for cache in found.caches:
             window = f"{int(cache.window):,}" if cache.window is not None else "-"
-            rows.append(
-                [cache.name, str(len(cache.layers)), f"per {cache.per}", shape_label(cache.shape), window, cache.dtype or "KV type"]
-            )
+            row = (cache.name, f"per {cache.per}", shape_label(cache.shape), window, cache.dtype or "KV type")
+            layers[row] = layers.get(row, 0) + len(cache.layers)
+        rows = [[row[0], str(n), *row[1:]] for row, n in layers.items()]
         lines += ["", table(["kept", "layers", "", "shape", "window", "dtype"], rows), ""]
         lines += [f"{gib(found.cache_nbytes(tokens)):>12} for one sequence of {tokens:,} tokens in bf16" for tokens in LENGTHS]
     else:
@@ -46,7 +47,7 @@ def render(found: Inspection, *, tensors: bool = False) -> str:
         number, nbytes = found.skipped
         if number:
             lines += [f"{number} tensors ({gib(nbytes)}) of multi-token prediction are in the file but do not load"]
-    lines += [f"note: {note}" for note in model.notes]
+    lines += [line for note in model.notes for line in wrapped(note, "note: ")]
     if tensors:
         rows = [[w.name, shape_label(w.shape), str(w.repeats), str(w.copies)] for w in tape.weights]
         lines += ["", table(["weight", "shape", "layers", "experts"], rows)]

@@ -16,6 +16,10 @@ WIDTH = 80
 LOOKS = {
     "weights": ("W", 34),
     "kv cache": ("K", 36),
+    "gradients": ("R", 31),
+    "optimizer states": ("O", 32),
+    "optimizer step": ("P", 32),
+    "saved activations": ("V", 36),
     "activations": ("A", 35),
     "compute buffer": ("B", 35),
     "workspace": ("S", 33),
@@ -29,7 +33,7 @@ LOOKS = {
 def render(answer: Estimate, *, explain: bool = False, colour: bool = False) -> str:
     """The answer as text; `explain` adds every formula with its values and source."""
     moment, peak = answer.peak
-    lines = [_verdict(answer), *_remarks(answer), ""]
+    lines = [*wrapped(_verdict(answer), ""), *_remarks(answer), ""]
     tree = _tree(answer)
     if answer.room:
         lines += [_bar(tree, answer.room, colour), ""]
@@ -37,7 +41,7 @@ def render(answer: Estimate, *, explain: bool = False, colour: bool = False) -> 
     lines += [_row("peak", peak, f"at {moment.value}"), ""]
     lines += ["Assumed:"]
     for text in (f"model: {answer.model.id}, from {answer.model.origin}", *answer.assumptions):
-        lines += _wrapped(text, "  - ")
+        lines += wrapped(text, "  - ")
     return "\n".join(lines)
 
 
@@ -51,7 +55,7 @@ def _verdict(answer: Estimate) -> str:
 
 
 def _remarks(answer: Estimate) -> list[str]:
-    return [line for text in answer.remarks for line in _wrapped(text[0].upper() + text[1:] + ".", "")]
+    return [line for text in answer.remarks for line in wrapped(text[0].upper() + text[1:] + ".", "")]
 
 
 def _bar(tree: Mapping[str, int], room: int, colour: bool) -> str:
@@ -94,7 +98,7 @@ def _items(answer: Estimate, tree: Mapping[str, int], *, explain: bool, colour: 
         if explain:
             for item in items:
                 lines.append(_row(f"    {' / '.join(item.path[1:]) or name}", item.nbytes, ""))
-                lines += _wrapped(f"= {item.why}", " " * 8) + _wrapped(f"source: {item.source}", " " * 8)
+                lines += wrapped(f"= {item.why}", " " * 8) + wrapped(f"source: {item.source}", " " * 8)
         elif len(groups) > 1:
             lines += [_row(f"    {part}", size, "") for part, size in groups.items()]
     return lines
@@ -105,7 +109,8 @@ def _row(label: str, nbytes: int, note: str, bare: int | None = None) -> str:
     return f"{label}{' ' * max(pad, 1)}{gib(nbytes):>12}  {note}".rstrip()
 
 
-def _wrapped(text: str, lead: str) -> list[str]:
+def wrapped(text: str, lead: str) -> list[str]:
+    """`text` in lines of 80 columns, the first after `lead` and the others indented as far."""
     return wrap(text, WIDTH, initial_indent=lead, subsequent_indent=" " * len(lead), break_long_words=False, break_on_hyphens=False)
 
 
