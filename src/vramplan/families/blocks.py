@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from ..ops import activation, add, attention, experts, gated, linear, rms_norm, rope, route
 from ..tape import Dim, Tape, Tensor
+from .checks import multiple
 from .config import Config
 
 
-def head_dim(c: Config, heads: int, hidden: Dim) -> Dim:
-    """`head_dim` where the config states it, else hidden / heads."""
-    return c.size("head_dim", int(hidden) // int(heads)) if c.has("head_dim") else Dim(int(hidden) // int(heads), "head_dim")
+def head_dim(c: Config, heads: Dim, hidden: Dim) -> Dim:
+    """`head_dim` where the config states it, else hidden / heads. Raises BadInput where the heads do not divide hidden."""
+    return c.size("head_dim") if c.has("head_dim") else Dim(int(multiple(c, hidden, heads)), "head_dim")
 
 
 def self_attention(
@@ -38,12 +39,29 @@ def self_attention(
         v = linear(t, x, names[2], kv_heads * head_dim, bias=bias)
         if qk_norm:
             q, k = rms_norm(t, q, "q_norm", width=head_dim), rms_norm(t, k, "k_norm", width=head_dim)
-        if rotary:
-            q, k = rope(t, q, "q", head_dim), rope(t, k, "k", head_dim)
-        if cached:
-            cache_kv(t, kv_heads, head_dim, window=window)
-        y = attention(t, q, k, v, heads=heads, kv_heads=kv_heads, window=window)
+        y = grouped_attention(t, q, k, v, heads=heads, kv_heads=kv_heads, head_dim=head_dim, window=window, rotary=rotary, cached=cached)
         return linear(t, y, names[3], x.shape[-1], bias=out_bias)
+
+
+def grouped_attention(
+    t: Tape,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    heads: Dim,
+    kv_heads: Dim,
+    head_dim: Dim,
+    window: int | None = None,
+    rotary: bool = True,
+    cached: bool = True,
+) -> Tensor:
+    """Rotate q and k, append k and v to the cache, attend: q [b, s, heads·head_dim], k and v [b, s, kv_heads·head_dim] -> like q."""
+    if rotary:
+        q, k = rope(t, q, "q", head_dim), rope(t, k, "k", head_dim)
+    if cached:
+        cache_kv(t, kv_heads, head_dim, window=window)
+    return attention(t, q, k, v, heads=heads, kv_heads=kv_heads, window=window, past=cached)
 
 
 def cache_kv(t: Tape, kv_heads: int, head_dim: int, v_dim: int | None = None, window: int | None = None) -> None:

@@ -51,6 +51,15 @@ class Config:
             raise BadInput(f"{self.path}: {key!r} is {_short(value)}; it must be true or false")
         return value
 
+    def share(self, key: str, default: float = 0.0) -> float:
+        """A share from 0 to 1, such as a dropout."""
+        value = self.raw.get(key)
+        if value is None:
+            return default
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+            raise BadInput(f"{self.path}: {key!r} is {_short(value)}; it must be a number from 0 to 1")
+        return float(value)
+
     def text(self, key: str, default: str | None = None) -> str:
         """A string."""
         value = self.raw.get(key, default)

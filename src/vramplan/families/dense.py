@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..errors import BadInput
-from ..ops import activation, attention, linear, multiply, rope
+from ..ops import activation, linear, multiply
 from ..tape import Dim, Tape, Tensor
-from .blocks import cache_kv
+from .blocks import grouped_attention
+from .checks import multiple
 from .config import Config
 
 
@@ -45,14 +45,9 @@ def sizes(
     """
     hidden, heads = c.size("hidden_size", label="hidden"), c.size("num_attention_heads", label="heads")
     kv = c.size("num_key_value_heads", kv_heads or int(heads), label="kv_heads") if grouped else Dim(int(heads), "kv_heads")
-    if int(heads) % int(kv):
-        raise BadInput(f"{c.path}: 'num_attention_heads' is {int(heads)}; it must be a multiple of 'num_key_value_heads', {int(kv)}")
-    if split or (head_dim is None and not c.has("head_dim")):
-        if int(hidden) % int(heads):
-            raise BadInput(f"{c.path}: 'hidden_size' is {int(hidden)}; it must be a multiple of 'num_attention_heads', {int(heads)}")
-        dim = Dim(int(hidden) // int(heads), "head_dim")
-    else:
-        dim = c.size("head_dim", head_dim)
+    multiple(c, heads, kv)
+    stated = not split and (head_dim is not None or c.has("head_dim"))
+    dim = c.size("head_dim", head_dim) if stated else Dim(int(multiple(c, hidden, heads)), "head_dim")
     key, default = (ffn[0], ffn[1] * int(hidden)) if ffn else ("intermediate_size", None)
     width = c.size(key, default, label="ffn")
     return Sizes(
@@ -103,11 +98,9 @@ def attend(
     t: Tape, q: Tensor, k: Tensor, v: Tensor, s: Sizes, *, window: int | None = None, rotary: bool = True, cached: bool = True
 ) -> Tensor:
     """Rotate q and k, append k and v to the cache, attend: -> [b, s, heads·head_dim]."""
-    if rotary:
-        q, k = rope(t, q, "q", s.head_dim), rope(t, k, "k", s.head_dim)
-    if cached:
-        cache_kv(t, s.kv_heads, s.head_dim, window=window)
-    return attention(t, q, k, v, heads=s.heads, kv_heads=s.kv_heads, window=window, past=cached)
+    return grouped_attention(
+        t, q, k, v, heads=s.heads, kv_heads=s.kv_heads, head_dim=s.head_dim, window=window, rotary=rotary, cached=cached
+    )
 
 
 def fused_mlp(

@@ -7,13 +7,14 @@ EmbeddingGemma is the text model without a causal mask, and so without a cache.
 
 from __future__ import annotations
 
-from ..ops import add, attention, embed, head, linear, rope
+from ..ops import add, embed, head, linear
 from ..ops.norm_fp32 import rms_norm_fp32
 from ..ops.scale import scale
 from ..tape import Dim, Tape, Tensor
-from .blocks import cache_kv, gated_mlp
+from .blocks import gated_mlp, grouped_attention
 from .checks import multiple
 from .config import Config, groups
+from .dense import every, windows
 from .vision import vision_tower
 
 MODEL_TYPES = ("gemma3", "gemma3_text")
@@ -46,7 +47,7 @@ def decoder(t: Tape, c: Config, *, tied: bool) -> None:
     with t.module("model"):
         x, tokens = embed(t, "embed_tokens", vocab, hidden)
         x = scale(t, x, "scaled")
-        for window, layers in groups(windows(c)):
+        for window, layers in groups(layer_windows(c)):
             with t.layers("layers", layers, x) as x:
                 y = self_attention(t, rms_norm_fp32(t, x, "input_layernorm"), c, window)
                 x = add(t, x, rms_norm_fp32(t, y, "post_attention_layernorm"))
@@ -56,15 +57,13 @@ def decoder(t: Tape, c: Config, *, tied: bool) -> None:
     head(t, x, "lm_head", vocab, tied=tokens if tied else None)
 
 
-def windows(c: Config) -> list[int | None]:
+def layer_windows(c: Config) -> list[int | None]:
     """The sliding window of each layer; without a causal mask it reaches half as far to either side, so counts half."""
-    n, every = c.layers(default=26), int(c.size("sliding_window_pattern", 6))
+    n, period = c.layers(default=26), int(c.size("sliding_window_pattern", 6))
     window = c.size("sliding_window", 4096, label="window")
     if c.flag("use_bidirectional_attention"):
         window = window // 2 + 1
-    default = ["full_attention" if (i + 1) % every == 0 else "sliding_attention" for i in range(n)]
-    kinds = c.kinds("layer_types", n, default, ("sliding_attention", "full_attention"))
-    return [window if kind == "sliding_attention" else None for kind in kinds]
+    return windows(c, window, every(n, period))
 
 
 def self_attention(t: Tape, x: Tensor, c: Config, window: int | None) -> Tensor:
@@ -78,8 +77,5 @@ def self_attention(t: Tape, x: Tensor, c: Config, window: int | None) -> Tensor:
         k = linear(t, x, "k_proj", kv_heads * d, bias=bias)
         v = linear(t, x, "v_proj", kv_heads * d, bias=bias)
         q, k = rms_norm_fp32(t, q, "q_norm", width=d), rms_norm_fp32(t, k, "k_norm", width=d)
-        q, k = rope(t, q, "q", d), rope(t, k, "k", d)
-        if causal:
-            cache_kv(t, kv_heads, d, window=window)
-        y = attention(t, q, k, v, heads=heads, kv_heads=kv_heads, window=window, past=causal)
+        y = grouped_attention(t, q, k, v, heads=heads, kv_heads=kv_heads, head_dim=d, window=window, cached=causal)
         return linear(t, y, "o_proj", x.shape[-1], bias=bias)

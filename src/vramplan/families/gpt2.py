@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ..ops import add, embed, head, layer_norm, linear
+from ..ops import add, dropout, embed, head, layer_norm, linear
 from ..ops.activations import activate
 from ..ops.conv1d import conv1d
 from ..tape import Dim, Tape, Tensor
@@ -26,6 +26,7 @@ def forward(t: Tape, c: Config) -> None:
         s = replace(s, kv_heads=Dim(1, "kv_heads"))
     positions = renamed(c, n_positions="max_position_embeddings").size("max_position_embeddings", 1024, label="positions")
 
+    dropped = c.share("resid_pdrop", 0.1)
     act = c.text("activation_function", "gelu_pytorch_tanh" if big else "gelu_new")
 
     def project(x: Tensor, name: str, out: Dim) -> Tensor:
@@ -34,16 +35,16 @@ def forward(t: Tape, c: Config) -> None:
     with t.module("transformer"):
         x, tokens = embed(t, "wte", s.vocab, s.hidden)
         places, _ = embed(t, "wpe", positions, s.hidden)
-        x = add(t, x, places, "positions")
+        x = dropout(t, add(t, x, places, "positions"), c.share("embd_pdrop", 0.1))
         with t.layers("h", range(s.layers), x) as x:
             y = layer_norm(t, x, "ln_1")
             with t.module("attn", y, part="attention"):
                 q, k, v = split(t, project(y, "c_attn", qkv_width(s)), s)
-                y = project(attend(t, q, k, v, s, rotary=False), "c_proj", s.hidden)
+                y = dropout(t, project(attend(t, q, k, v, s, rotary=False), "c_proj", s.hidden), dropped)
             x = add(t, x, y)
             y = layer_norm(t, x, "ln_2")
             with t.module("mlp", y, part="mlp"):
-                y = project(activate(t, project(y, "c_fc", s.ffn), act), "c_proj", s.hidden)
+                y = dropout(t, project(activate(t, project(y, "c_fc", s.ffn), act), "c_proj", s.hidden), dropped)
             x = add(t, x, y)
         x = layer_norm(t, x, "ln_f")
     head(t, x, "lm_head", s.vocab, tied=tokens if c.flag("tie_word_embeddings", True) else None)

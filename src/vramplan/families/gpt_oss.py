@@ -6,11 +6,12 @@ The experts are stored as [in, out], gate and up interleaved in one matrix (in M
 
 from __future__ import annotations
 
-from ..ops import add, attention, embed, experts, head, linear, rms_norm, rope, route
+from ..ops import add, embed, experts, head, linear, rms_norm, route
 from ..tape import Dim, Tape, Tensor
-from .blocks import cache_kv
+from .blocks import grouped_attention
 from .checks import at_most, multiple
 from .config import Config, groups
+from .dense import every, windows
 
 MODEL_TYPES = ("gpt_oss",)
 
@@ -27,7 +28,7 @@ def forward(t: Tape, c: Config) -> None:
 
     with t.module("model"):
         x, tokens = embed(t, "embed_tokens", vocab, hidden)
-        for window, layers in groups(windows(c)):
+        for window, layers in groups(layer_windows(c)):
             with t.layers("layers", layers, x) as x:
                 y = sink_attention(t, rms_norm(t, x, "input_layernorm"), heads, kv_heads, d, bias, window)
                 x = add(t, x, y)
@@ -55,18 +56,15 @@ def sink_attention(t: Tape, x: Tensor, heads: Dim, kv_heads: Dim, d: Dim, bias: 
     """Grouped-query attention with a learned logit per head, `sinks`, in each softmax's sum: [b, s, hidden] -> [b, s, hidden]."""
     with t.module("self_attn", x, part="attention"):
         t.weight("sinks", (heads,), "norm")
-        q = rope(t, linear(t, x, "q_proj", heads * d, bias=bias), "q", d)
-        k = rope(t, linear(t, x, "k_proj", kv_heads * d, bias=bias), "k", d)
+        q = linear(t, x, "q_proj", heads * d, bias=bias)
+        k = linear(t, x, "k_proj", kv_heads * d, bias=bias)
         v = linear(t, x, "v_proj", kv_heads * d, bias=bias)
-        cache_kv(t, kv_heads, d, window=window)
-        y = attention(t, q, k, v, heads=heads, kv_heads=kv_heads, window=window)
+        y = grouped_attention(t, q, k, v, heads=heads, kv_heads=kv_heads, head_dim=d, window=window)
         return linear(t, y, "o_proj", x.shape[-1], bias=bias)
 
 
-def windows(c: Config) -> list[Dim | None]:
+def layer_windows(c: Config) -> list[int | None]:
     """Each layer's window: `layer_types`, by default sliding and full in turns, the first sliding."""
     n = c.layers(default=36)
     window = c.maybe("sliding_window", label="window") if "sliding_window" in c.raw else Dim(128, "window")
-    default = ["full_attention" if i % 2 else "sliding_attention" for i in range(n)]
-    kinds = c.kinds("layer_types", n, default, ("sliding_attention", "full_attention"))
-    return [window if kind == "sliding_attention" else None for kind in kinds]
+    return windows(c, window, every(n, 2))

@@ -5,9 +5,9 @@ OLMoE norms before attention and MLP, FlexOlmo (as OLMo 2) after them.
 
 from __future__ import annotations
 
-from ..ops import add, attention, embed, head, linear, rms_norm, rope
+from ..ops import add, embed, head, linear, rms_norm
 from ..tape import Dim, Tape, Tensor
-from .blocks import cache_kv, head_dim, moe
+from .blocks import grouped_attention, head_dim, moe
 from .checks import at_most, multiple
 from .config import Config
 
@@ -44,13 +44,11 @@ def forward(t: Tape, c: Config) -> None:
     head(t, x, "lm_head", vocab, tied=tokens if c.flag("tie_word_embeddings") else None)
 
 
-def whole_norm_attention(t: Tape, x: Tensor, heads: Dim, kv_heads: Dim, d: Dim, *, bias: bool = False, window: int | None = None) -> Tensor:
+def whole_norm_attention(t: Tape, x: Tensor, heads: Dim, kv_heads: Dim, d: Dim, *, bias: bool = False) -> Tensor:
     """Grouped-query attention with RMSNorms over all of q and all of k: [b, s, hidden] -> [b, s, hidden]."""
     with t.module("self_attn", x, part="attention"):
         q = rms_norm(t, linear(t, x, "q_proj", heads * d, bias=bias), "q_norm")
         k = rms_norm(t, linear(t, x, "k_proj", kv_heads * d, bias=bias), "k_norm")
         v = linear(t, x, "v_proj", kv_heads * d, bias=bias)
-        q, k = rope(t, q, "q", d), rope(t, k, "k", d)
-        cache_kv(t, kv_heads, d, window=window)
-        y = attention(t, q, k, v, heads=heads, kv_heads=kv_heads, window=window)
+        y = grouped_attention(t, q, k, v, heads=heads, kv_heads=kv_heads, head_dim=d)
         return linear(t, y, "o_proj", x.shape[-1], bias=bias)

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from ..ops import add, embed, head, layer_norm, linear
+from ..ops import add, dropout, embed, head, layer_norm, linear
 from ..ops.activations import activate
 from ..tape import Tape
 from .config import Config
@@ -17,7 +17,7 @@ MODEL_TYPES = ("opt",)
 def forward(t: Tape, c: Config) -> None:
     s = sizes(c, grouped=False, split=True, ffn=("ffn_dim", 4))
     width = c.size("word_embed_proj_dim", int(s.hidden))
-    act = c.text("activation_function", "relu")
+    act, dropped = c.text("activation_function", "relu"), c.share("dropout", 0.1)
     positions = c.size("max_position_embeddings", 2048, label="positions")
     before, bias, affine = c.flag("do_layer_norm_before", True), c.flag("enable_bias", True), c.flag("layer_norm_elementwise_affine", True)
 
@@ -32,12 +32,12 @@ def forward(t: Tape, c: Config) -> None:
             with t.module("self_attn", y, part="attention"):
                 q, k, v = project(t, y, s, bias=bias)
                 y = linear(t, attend(t, q, k, v, s, rotary=False), "out_proj", s.hidden, bias=bias)
-            x = add(t, x, y)
+            x = add(t, x, dropout(t, y, dropped))
             x = x if before else layer_norm(t, x, "self_attn_layer_norm", weight=affine, bias=affine)
             y = layer_norm(t, x, "final_layer_norm", weight=affine, bias=affine) if before else x
             with t.module("", part="mlp"):
                 y = linear(t, activate(t, linear(t, y, "fc1", s.ffn, bias=bias), act), "fc2", s.hidden, bias=bias)
-            x = add(t, x, y)
+            x = add(t, x, dropout(t, y, dropped))
             x = x if before else layer_norm(t, x, "final_layer_norm", weight=affine, bias=affine)
         if before and not c.flag("_remove_final_layer_norm"):
             x = layer_norm(t, x, "final_layer_norm", weight=affine, bias=affine)

@@ -13,6 +13,7 @@ from ..ops.norm_fp32 import rms_norm_fp32
 from ..ops.scale import scale
 from ..tape import Dim, Tape, Tensor
 from .config import Config
+from .dense import every
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 
@@ -35,10 +36,9 @@ def per_layer_gate(t: Tape, x: Tensor, inputs: Tensor, d: Dim) -> Tensor:
     return rms_norm_fp32(t, linear(t, y, "per_layer_projection", x.shape[-1]), "post_per_layer_input_norm")
 
 
-def attention_kinds(c: Config, n: int, every: int) -> list[str]:
-    """`sliding_attention` or `full_attention` for each layer; every `every`-th is full by default."""
-    default = [FULL if (i + 1) % every == 0 else SLIDING for i in range(n)]
-    return c.kinds("layer_types", n, default, (SLIDING, FULL))
+def attention_kinds(c: Config, n: int, period: int) -> list[str]:
+    """`sliding_attention` or `full_attention` for each layer; every `period`-th is full by default."""
+    return c.kinds("layer_types", n, every(n, period), (SLIDING, FULL))
 
 
 def shared_layers(c: Config, kinds: list[str], default: int) -> int:

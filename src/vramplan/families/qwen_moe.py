@@ -5,12 +5,12 @@ Qwen2-MoE has biases on q, k and v, and a shared expert behind a sigmoid gate; Q
 
 from __future__ import annotations
 
-from ..errors import BadInput
 from ..ops import add, embed, head, rms_norm
-from ..tape import Dim, Tape
+from ..tape import Tape
 from .blocks import gated_mlp, head_dim, moe, self_attention
-from .checks import at_most, multiple
+from .checks import at_most, layer_set, multiple
 from .config import Config, groups
+from .dense import windows
 
 MODEL_TYPES = ("qwen2_moe", "qwen3_moe")
 
@@ -31,7 +31,7 @@ def forward(t: Tape, c: Config) -> None:
 
     with t.module("model"):
         x, tokens = embed(t, "embed_tokens", vocab, hidden)
-        for (sparse, window), layers in groups(zip(sparse_layers(c), windows(c, qwen3), strict=True)):
+        for (sparse, window), layers in groups(zip(sparse_layers(c), layer_windows(c, qwen3), strict=True)):
             with t.layers("layers", layers, x) as x:
                 y = self_attention(
                     t,
@@ -66,14 +66,11 @@ def forward(t: Tape, c: Config) -> None:
 
 def sparse_layers(c: Config) -> list[bool]:
     """Whether each layer has experts."""
-    step, named = c.size("decoder_sparse_step", 1), c.items("mlp_only_layers") or []
-    dense = {i for i in named if isinstance(i, int)}
-    if len(dense) != len(named):
-        raise BadInput(f"{c.path}: 'mlp_only_layers' must hold layer numbers, each once")
+    step, dense = c.size("decoder_sparse_step", 1), layer_set(c, "mlp_only_layers")
     return [(i + 1) % step == 0 and i not in dense for i in range(c.layers(default=24))]
 
 
-def windows(c: Config, qwen3: bool) -> list[Dim | None]:
+def layer_windows(c: Config, qwen3: bool) -> list[int | None]:
     """Each layer's window: Qwen3-MoE slides in all layers, Qwen2-MoE in every other one below `max_window_layers`; by default none."""
     n = c.layers(default=24)
     if not c.flag("use_sliding_window"):
@@ -83,5 +80,4 @@ def windows(c: Config, qwen3: bool) -> list[Dim | None]:
         return [window] * n
     last = c.size("max_window_layers", 28, least=0)
     default = ["sliding_attention" if i % 2 == 0 and i < last else "full_attention" for i in range(n)]
-    kinds = c.kinds("layer_types", n, default, ("sliding_attention", "full_attention"))
-    return [window if kind == "sliding_attention" else None for kind in kinds]
+    return windows(c, window, default)

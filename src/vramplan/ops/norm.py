@@ -5,12 +5,13 @@ from __future__ import annotations
 from ..tape import Dim, Tape, Tensor
 
 
-def rms_norm(t: Tape, x: Tensor, name: str, *, weight: bool = True, width: int = 0) -> Tensor:
+def rms_norm(t: Tape, x: Tensor, name: str, *, weight: bool = True, width: int = 0, itemsize: int = 0) -> Tensor:
     """x / rms(x) · w: [..., width] -> [..., width].
 
     `upcast`, as transformers' own LlamaRMSNorm: x goes to fp32, which backward keeps, with the reciprocal root [..., 1] in fp32 and the
     normed x in the model's dtype (transformers 5.23 `models/llama/modeling_llama.py`). `fused` keeps x and the reciprocal root
-    (`aten::_fused_rms_norm`, pytorch `derivatives.yaml`). `width` is that of the weight where it is not x's last dimension.
+    (`aten::_fused_rms_norm`, pytorch `derivatives.yaml`). `width` is that of the weight where it is not x's
+    last dimension, `itemsize` that of the result where it is not x's.
     """
     weights = (t.weight(f"{name}.weight", (width or x.shape[-1],), "norm"),) if weight else ()
     rstd_shape = groups(x, width)
@@ -20,8 +21,9 @@ def rms_norm(t: Tape, x: Tensor, name: str, *, weight: bool = True, width: int =
     upcast = x if x.itemsize == 4 else t.op(f"{name}.float", (x,), x.shape, itemsize=4)
     rstd = t.op(f"{name}.rstd", (upcast,), rstd_shape, itemsize=4)
     normed = t.op(f"{name}.normed", (upcast, rstd), x.shape, itemsize=4, saves=(upcast, rstd))
-    cast = normed if x.itemsize == 4 else t.op(f"{name}.cast", (normed,), x.shape, itemsize=x.itemsize)
-    return t.op(name, (cast,), x.shape, itemsize=x.itemsize, weights=weights, saves=(cast,)) if weight else cast
+    size = itemsize or x.itemsize
+    cast = normed if size == 4 else t.op(f"{name}.cast", (normed,), x.shape, itemsize=size)
+    return t.op(name, (cast,), x.shape, itemsize=size, weights=weights, saves=(cast,)) if weight else cast
 
 
 def groups(x: Tensor, width: int = 0) -> tuple[int, ...]:

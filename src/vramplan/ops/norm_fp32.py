@@ -42,5 +42,5 @@ def gated_rms_norm(t: Tape, x: Tensor, gate: Tensor, name: str, *, width: int = 
     silu = t.op(f"{name}.silu", (upcast,), x.shape, itemsize=4, saves=(upcast,))
     product = t.op(f"{name}.gated", (normed, silu), x.shape, itemsize=4, saves=(normed, silu))
     if gate_first:
-        return rms_norm(t, product, name, width=width)
+        return rms_norm(t, product, name, width=width, itemsize=x.itemsize)
     return t.op(f"{name}.gated_cast", (product,), x.shape)

@@ -16,6 +16,17 @@ def multiply(t: Tape, a: Tensor, b: Tensor, name: str = "multiply") -> Tensor:
     return t.op(name, (a, b), a.shape, itemsize=max(a.itemsize, b.itemsize), saves=(a, b))
 
 
+def dropout(t: Tape, x: Tensor, share: float, name: str = "dropout") -> Tensor:
+    """x with a `share` of its elements zeroed, in training only: same shape. Backward keeps a mask of one byte per element.
+
+    Source: `aten::native_dropout`, pytorch `derivatives.yaml`.
+    """
+    if not share or t.method is None:
+        return x
+    mask = t.tensor(f"{name}.mask", x.shape, itemsize=1)
+    return t.op(name, (x,), x.shape, itemsize=x.itemsize, extra=(mask,), saves=(mask,))
+
+
 def activation(t: Tape, x: Tensor, name: str = "act_fn") -> Tensor:
     """gelu, silu, relu², tanh …: same shape. Backward keeps x (relu its output, of the same size)."""
     return t.op(name, (x,), x.shape, itemsize=x.itemsize, saves=(x,))
