@@ -102,7 +102,10 @@ def estimate(model: str | Mapping[str, object] | Scenario, **keys: object) -> Es
         raise Unknown(
             "engine 'transformers' dequantises GGUF files when it loads them: name the number format that you load with --weights"
         )
-    job = Job(engine=name, scenario=asked, model=found, gpu=gpu, scheme=_scheme(asked, found))
+    if name == "llama.cpp" and not gguf and (asked.weights or "bf16").lower() not in (*FLOATS, "mxfp4"):
+        raise BadInput(f"weights {asked.weights!r}: llama.cpp loads GGUF files; name one of their types, such as Q4_K_M")
+    scheme = named_scheme("F16", facts=_facts(found)) if _converted(name, asked, found) else _scheme(asked, found)
+    job = Job(engine=name, scenario=asked, model=found, gpu=gpu, scheme=scheme)
     account = engine(name).account(job)
     return _answer(job, account, name)
 
@@ -116,7 +119,8 @@ def _train(asked: Scenario, model: Model, gpu: Gpu | None) -> Estimate:
 
 
 def _answer(job: Job, account: Account, name: str) -> Estimate:
-    own = job.stored or (job.scenario.weights is None and _own_quantisation(job.model) is not None)
+    converted = _converted(name, job.scenario, job.model)
+    own = not converted and (job.stored or (job.scenario.weights is None and _own_quantisation(job.model) is not None))
     filled: dict[str, Any] = {
         "engine": name,
         "weights": job.scenario.weights or (None if own else job.scheme.name),
@@ -132,6 +136,7 @@ def _answer(job: Job, account: Account, name: str) -> Estimate:
         facts={**_counts(account.tape, job), **account.facts},
         assumptions=(
             *account.assumptions,
+            *(["no GGUF type named: the checkpoint as converted, in 16 bits (F16)"] if converted else []),
             *([f"weights as the checkpoint stores them, {job.scheme.name}"] if own and not job.stored else []),
             *([job.scheme.note] if job.scheme.note else []),
             *_unloaded(job.model),
@@ -182,6 +187,11 @@ def _scheme(asked: Scenario, model: Model) -> Scheme:
         raise BadInput(f"{model.id}: quantization_config must be an object")
     experts = {"expert_dtype": model.config["expert_dtype"]} if "expert_dtype" in model.config else {}
     return scheme_from_config({**experts, **own}, dtype=model.dtype)
+
+
+def _converted(name: str, asked: Scenario, model: Model) -> bool:
+    """Whether the engine `name` runs no checkpoint but what `convert_hf_to_gguf.py` makes of it: floats in 16 bits, MXFP4 as it is."""
+    return name == "llama.cpp" and asked.weights is None and not model.gguf
 
 
 def _own_quantisation(model: Model) -> object:

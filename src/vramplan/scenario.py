@@ -94,7 +94,10 @@ def _numbers(key: str, value: object) -> tuple[float, ...]:
 def _size(key: str, value: object) -> int:
     if not isinstance(value, str | int) or isinstance(value, bool):
         raise BadInput(f"{key} {_short(value)}: must be a size such as 24GiB")
-    return parse_size(value)
+    try:
+        return parse_size(value)
+    except BadInput as error:
+        raise BadInput(f"{key}: {error}") from None
 
 
 def _model(key: str, value: object) -> str | Mapping[str, object]:

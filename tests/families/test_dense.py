@@ -229,11 +229,8 @@ def test_kept_for_backward(model_type: str, extra: dict[str, object], kept: int)
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model_type": "llama", "num_attention_heads": 5}, "'hidden_size' is 64; it must be a multiple of 'num_attention_heads', 5"),
-        (
-            {"model_type": "llama", "num_key_value_heads": 3},
-            "'num_attention_heads' is 4; it must be a multiple of 'num_key_value_heads', 3",
-        ),
+        ({"model_type": "llama", "num_attention_heads": 5}, "hidden is 64; it must be a multiple of heads, which is 5"),
+        ({"model_type": "llama", "num_key_value_heads": 3}, "heads is 4; it must be a multiple of kv_heads, which is 3"),
         ({"model_type": "gpt_neox", "num_attention_heads": 0}, "'num_attention_heads' is 0"),
         ({"model_type": "gemma2", "layer_types": ["full_attention"]}, "'layer_types' names 1 layers, the model has 4"),
         ({"model_type": "olmo3", "layer_types": ["chunked"] * 4}, "'layer_types' holds 'chunked'"),

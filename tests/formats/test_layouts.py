@@ -116,10 +116,8 @@ def test_more_of_a_matrix_never_takes_less(form: Format, rows: int, cols: int, m
     assert form.nbytes(rows, cols, stored=True) >= nbytes
 
 
-def test_why_holds_the_terms_of_the_sum() -> None:
-    text = gptq().why(4096, 11008, 2, stored=True)
-    assert text == ("gptq 4-bit g128: 2 × (4,096 × 11,008 × 4/8 B + scales 352,256 × 2 B + qzeros 44,032 × 4 B + g_idx 11,008 × 4 B)")
-    assert gptq().why(4096, 11008) == "gptq 4-bit g128: 4,096 × 11,008 × 4/8 B + scales 352,256 × 2 B"
+def test_the_layout_names_what_is_loaded_and_its_bytes() -> None:
+    assert gptq().layout == "gptq 4-bit g128, 4/8 B + scales 2 B per 1 × 128"
 
 
 def test_an_extra_counts_flat_or_by_tile() -> None:

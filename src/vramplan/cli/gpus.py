@@ -25,7 +25,5 @@ def command(query: tuple[str, ...], as_json: bool) -> None:
     for gpu in found:
         rate = gpu.rates.get("bf16") or gpu.rates.get("fp16")
         tflops = f"{rate / 1e12:,.0f} TFLOP/s" if rate else "-"
-        rows.append([gpu.id, gpu.name, f"{gpu.usable / GiB:.2f} GiB", f"{gpu.bandwidth / 1e9:,.0f} GB/s", tflops])
-    click.echo(
-        table(["id", "name", "usable", "bandwidth", "16-bit dense"], rows) if rows else "no GPU of that name; vramplan gpus lists all"
-    )
+        rows.append([gpu.id, f"{gpu.usable / GiB:.2f} GiB", f"{gpu.bandwidth / 1e9:,.0f} GB/s", tflops])
+    click.echo(table(["id", "usable", "bandwidth", "16-bit dense"], rows) if rows else "no GPU of that name; vramplan gpus lists all")

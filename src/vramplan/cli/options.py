@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Mapping
 from itertools import product
@@ -29,6 +28,8 @@ BY_HAND = {
     "vocab": "vocab_size",
 }
 """A plain decoder described by hand: option -> key of a Llama config."""
+NEEDED = ("layers", "hidden", "heads", "ffn", "vocab")
+"""Of those, the ones that have no default."""
 _FLAGS = ("double_quant", "optimizer_in_backward", "compile", "eager", "flash_attention")
 
 Command = Callable[..., Any]
@@ -61,6 +62,8 @@ def scenarios(options: Mapping[str, Any]) -> list[Scenario]:
     if hand:
         if options["model"]:
             raise BadInput("a model is either named or described by hand with --layers, --hidden …, not both")
+        if missing := [f"--{name}" for name in NEEDED if BY_HAND[name] not in hand]:
+            raise BadInput(f"a model described by hand also needs {', '.join(missing)}")
         given["model"] = {"model_type": "llama", **hand}
     elif options["model"]:
         given["model"] = options["model"]
@@ -78,15 +81,11 @@ def _whole(name: str, text: str) -> int:
 def _read(name: str) -> dict[str, Any]:
     from pathlib import Path
 
-    from ..sources.local import read_config
+    from ..sources.local import MAX_CONFIG, parse_config, read_config
 
     if name != "-":
         return read_config(Path(name))
-    text = sys.stdin.read(1_000_001)
-    try:
-        value = json.loads(text) if len(text) <= 1_000_000 else None
-    except (ValueError, RecursionError) as error:
-        raise BadFile(f"standard input: no JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise BadFile("standard input: must hold a scenario, a JSON object of at most 1 MB")
-    return value
+    data = sys.stdin.buffer.read(MAX_CONFIG + 1)
+    if len(data) > MAX_CONFIG:
+        raise BadFile(f"standard input: a scenario has at most {MAX_CONFIG:,} bytes")
+    return parse_config(data, "standard input")

@@ -32,8 +32,9 @@ class Job:
 
     @property
     def stored(self) -> bool:
-        """Whether the weights load as the file's header states them: there is one, and no other format is asked for."""
-        return self.model.stored is not None and self.scenario.weights is None
+        """Whether the weights load as the file's header states them: there is one, the engine reads it, and nothing else is asked for."""
+        read = self.model.gguf or self.engine != "llama.cpp"
+        return self.model.stored is not None and self.scenario.weights is None and read
 
     @property
     def dtype(self) -> str:
@@ -48,7 +49,7 @@ class Job:
     @property
     def kv_default(self) -> str:
         """The cache's number format where the scenario leaves it to the engine: the model's dtype; fp16 for GGUF files' engine."""
-        return "fp16" if self.model.gguf or self.scenario.engine == "llama.cpp" else self.dtype
+        return "fp16" if self.model.gguf or self.engine == "llama.cpp" else self.dtype
 
     def walk(self, tape: Tape) -> Tape:
         """The model's forward pass on `tape`."""
@@ -67,6 +68,13 @@ class Job:
         if own and asked > own:
             raise BadInput(f"context_length {asked:,}: beyond what {self.model.id} was made for, {own:,} tokens")
         return asked
+
+    def prompt(self, context: int) -> int:
+        """Tokens of the prompt: the user's, else what the output leaves of `context`. Raises BadInput where both do not fit into it."""
+        prompt, output = self.scenario.prompt_length, self.scenario.output_length or 0
+        if (prompt or 1) + output > context:
+            raise BadInput(f"prompt_length {prompt or 1:,} and output_length {output:,}: more than the {context:,} tokens of the context")
+        return prompt or context - output
 
     def kv_types(self, *allowed: str) -> None:
         """Raise BadInput where `kv_dtype` names a number format that the engine's cache does not come in; `auto` it always has."""

@@ -6,8 +6,9 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 
+from ..allocator import unsplit
 from ..errors import Unknown
-from ..formats import Format, Share, weights_nbytes
+from ..formats import Share, weights_nbytes
 from ..formats.kv import kv_bytes
 from ..ledger import Item, Moment
 from ..sources.model import Model
@@ -31,8 +32,20 @@ def weight_items(job: Job, tape: Tape, alive: frozenset[Moment]) -> Iterator[Ite
 def item_of_share(share: Share, alive: frozenset[Moment], origin: str) -> Item:
     """The line of a weight's layers that share a format."""
     weight, form, layers, nbytes = share
-    why = f"{_times(weight, layers)}{shape_label(weight.shape)} in {_size(form)}"
+    why = f"{_times(weight, layers)}{shape_label(weight.shape)} in {form.layout}"
     return Item(path=_path(weight), nbytes=nbytes, alive=alive, why=why, source=f"shapes: {origin}")
+
+
+def block_rest_item(job: Job, tape: Tape, alive: frozenset[Moment]) -> Item:
+    """What torch's allocator counts beyond the weights: a weight of 10 MiB or more has a block of its own, up to 1 MiB too large."""
+    if job.stored:
+        sizes = [(tensor.nbytes, 1) for tensor in job.model.stored or ()]
+    else:
+        sizes = [(share.nbytes // (n := len(share.layers or (0,))), n) for share in weights_nbytes(tape.weights, job.scheme)]
+    nbytes = sum(unsplit(size) * n for size, n in sizes)
+    why = "blocks are rounded up to 2 MiB, and what is over is cut off only above 1 MiB"
+    source = "pytorch c10/cuda/CUDACachingAllocator.cpp, should_split"
+    return Item(path=("allocator", "block remainders"), nbytes=nbytes, alive=alive, why=why, source=source)
 
 
 def _path(weight: Weight) -> tuple[str, ...]:
@@ -52,12 +65,6 @@ def counted(n: int, noun: str) -> str:
     ('1 layer', '1,024 layers')
     """
     return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
-
-
-def _size(form: Format) -> str:
-    """`bf16 (2 B)`, `Q4_K (144/256 B)`, `nf4 (1/2 B + absmax 4 B per 64)`: bytes per element, and what comes beside them."""
-    size = f"{form.block_bytes} B" if form.block == 1 else f"{form.block_bytes}/{form.block} B"
-    return f"{form.name} ({' + '.join([size, *(extra.what for extra in form.extras if extra.loaded)])})"
 
 
 # ---- weights as a file's header states them ---------------------------------------------------------------------------
@@ -86,7 +93,8 @@ def loaded(model: Model, tape: Tape) -> tuple[dict[str, list[StoredTensor]], lis
     depth = max((max(weight.layers) + 1 for weight in tape.weights if weight.layers and not weight.tower), default=0)
     for tensor in model.stored or ():
         part = known.get(_tail(tensor.name))
-        if part is None and (tensor.name.startswith("mtp.") or ".mtp." in tensor.name or _layer(tensor.name) >= depth > 0):
+        beyond = _layer(tensor.name) >= depth > 0 and not (part or "").endswith(" tower")
+        if beyond or (part is None and (tensor.name.startswith("mtp.") or ".mtp." in tensor.name)):
             skipped.append(tensor)
             continue
         if part is None:

@@ -1,11 +1,14 @@
 """transformers' `generate`: the weights, a dynamic cache, and the working set of the larger of prefill and decode.
 
 Every allocation is torch's own: no pool, no graphs. `peak_allocated` is what `torch.cuda.max_memory_allocated()` shows, `process` adds the
-CUDA context. What it does not know: the caching allocator's slack, beams, assisted decoding, quantised and offloaded caches, device maps.
+CUDA context. What it does not know: the caching allocator's slack, beams, assisted decoding, quantised and offloaded caches, device maps;
+the caches of latent attention before PR #47761 (DeepSeek-V3) and #48761 (V3.2), which held the keys and values of all heads, and that of
+Falcon-40B and 180B, whose code repeats keys and values to all heads before it caches them.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import Literal
 
@@ -14,7 +17,7 @@ from ..ledger import Item, Moment
 from ..tape import Cache, Kernels
 from ..units import MiB
 from .job import MANY, Account, Job, release
-from .lines import SERVING, cache_items, counted, text_caches, weight_items
+from .lines import SERVING, block_rest_item, cache_items, counted, text_caches, weight_items
 
 NAMES = ("transformers",)
 ABOUT = "one GPU, dynamic cache, last-token logits; not: allocator slack, beams, assisted decoding, quantised caches, device maps"
@@ -46,9 +49,8 @@ def account(job: Job) -> Account:
     job.refuse(*MANY, "compile")
     job.kv_types("bf16", "fp16", "fp32")
     sequences = s.sequences or 1
-    output = s.output_length
-    context = job.context(default=(s.prompt_length or 4096) + (output or 0))
-    prompt = min(s.prompt_length or context - (output or 0) or 1, context)
+    context = job.context(default=(s.prompt_length or 4096) + (s.output_length or 0))
+    prompt = job.prompt(context)
     version = s.engine_version or VERSION
     logits: Literal["last", "all-fp32"] = "last" if release(version) >= LAST_LOGITS else "all-fp32"
     kernels = Kernels(attention="eager" if s.attention == "eager" else "sdpa", logits=logits)
@@ -56,15 +58,15 @@ def account(job: Job) -> Account:
     prefill = job.tape(sequences=sequences, tokens=prompt, kernels=kernels, itemsize=job.itemsize)
     decode = job.tape(sequences=sequences, tokens=1, past=context - 1, kernels=kernels, itemsize=job.itemsize)
     items = [*weight_items(job, prefill, SERVING)]
-    caches = text_caches(prefill)
-    for length, moment in ((prompt, Moment.PREFILL), (context, Moment.DECODE)):
+    caches = [_as_cached(cache) for cache in text_caches(prefill)]
+    for held, moment in ((partial(_prefilled, sequences, prompt), Moment.PREFILL), (partial(_decoded, sequences, context), Moment.DECODE)):
         items += cache_items(
             caches,
-            partial(_held, sequences, length),
+            held,
             kv_dtype=s.kv_dtype,
             default=job.dtype,
             alive=frozenset({moment}),
-            source="transformers 5.23 cache_utils.py: DynamicCache, DynamicSlidingWindowLayer",
+            source="transformers 5.23 cache_utils.py: DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionLayer",
         )
     for tape, moment, what in ((prefill, Moment.PREFILL, f"prefill of {prompt:,} tokens"), (decode, Moment.DECODE, "one decode step")):
         nbytes, where = tape.peak()
@@ -72,7 +74,7 @@ def account(job: Job) -> Account:
         items.append(
             Item(path=("activations", moment.value), nbytes=nbytes, alive=frozenset({moment}), why=why, source="the tape's forward pass")
         )
-    items.append(cublas(job.gpu, SERVING))
+    items += [cublas(job.gpu, SERVING), block_rest_item(job, prefill, SERVING)]
     allocated = max(sum(i.nbytes for i in items if m in i.alive) for m in (Moment.PREFILL, Moment.DECODE))
     why = "one process with lazy module loading"
     items.append(Item(path=("cuda context",), nbytes=CUDA_CONTEXT, alive=SERVING, why=why, source="pytorch #107667"))
@@ -93,6 +95,17 @@ def account(job: Job) -> Account:
     )
 
 
-def _held(sequences: int, tokens: int, cache: Cache) -> tuple[int, int, str]:
+def _as_cached(cache: Cache) -> Cache:
+    """Convolutions keep `kernel` columns, one more than the next step needs (`LinearAttentionLayer.update_conv_state`)."""
+    return replace(cache, shape=(cache.shape[0], cache.shape[1] + 1)) if cache.name == "conv state" else cache
+
+
+def _prefilled(sequences: int, tokens: int, cache: Cache) -> tuple[int, int, str]:
+    """A sliding layer keeps its last window − 1 tokens as a view, so that until its next step those of the whole prompt stay allocated."""
+    return sequences, tokens // cache.stride, ""
+
+
+def _decoded(sequences: int, tokens: int, cache: Cache) -> tuple[int, int, str]:
+    """In decode a sliding layer's view is of window − 1 kept tokens and the new one (`DynamicSlidingWindowLayer.update`)."""
     kept = cache.kept(tokens)
     return sequences, kept, f" of {tokens:,}" if kept < tokens else ""

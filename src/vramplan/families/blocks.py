@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..ops import activation, add, attention, experts, gated, linear, rms_norm, rope, route
+from ..ops import activation, add, attention, experts, gated, linear, multiply, rms_norm, rope, route
 from ..tape import Dim, Tape, Tensor
 from .checks import multiple
 from .config import Config
@@ -104,21 +104,37 @@ def moe(
     down: str = "experts.{e}.down_proj.weight",
     shared: str = "shared_experts",
     correction: str | None = None,
+    normalised: bool = False,
+    fp32_weights: bool = False,
     module: str = "mlp",
 ) -> Tensor:
     """Routed experts, and shared ones beside them: [b, s, hidden] -> [b, s, hidden].
 
-    `shared_ffn` is the width of all shared experts together, `shared_gate` Qwen's sigmoid gate on them, `correction` the name of a
-    per-expert routing bias that is a buffer (DeepSeek-V3's e_score_correction_bias, fp32).
+    `shared_ffn` is the width of all shared experts together, `shared_gate` Qwen's sigmoid gate on them (which run first there),
+    `correction` the name of a per-expert routing bias that is a buffer (DeepSeek-V3's e_score_correction_bias, fp32). The weights of a
+    token's experts may be `normalised` to a sum of one, and stay in fp32 (`fp32_weights`) where they are applied.
     """
     with t.module(module, x, part="experts"):
+        first = t.hold(gated_mlp(t, x, shared_ffn, module=shared)) if shared_ffn and shared_gate else None
         probabilities = route(t, x, router, n_experts)
         if correction:
             t.weight(correction, (n_experts,), "buffer", dtype="fp32")
-        y = experts(t, x, probabilities, ffn=ffn, n_experts=n_experts, top_k=top_k, up=up, down=down)
+        y = experts(
+            t,
+            x,
+            probabilities,
+            ffn=ffn,
+            n_experts=n_experts,
+            top_k=top_k,
+            up=up,
+            down=down,
+            normalised=normalised,
+            fp32_weights=fp32_weights,
+        )
         if shared_ffn:
-            s = gated_mlp(t, x, shared_ffn, module=shared)
+            s = first or gated_mlp(t, x, shared_ffn, module=shared)
             if shared_gate:
-                linear(t, x, f"{shared}_gate", 1)
+                share = linear(t, x, f"{shared}_gate", 1)
+                s = multiply(t, s, t.op(f"{shared}_gate.sigmoid", (share,), share.shape, saves_out=True), "shared_gated")
             y = add(t, y, s, "shared")
         return y

@@ -49,6 +49,8 @@ def forward(t: Tape, c: Config) -> None:
                 top_k=top_k,
                 up=("experts.{e}.w1.weight", "experts.{e}.w3.weight"),
                 down="experts.{e}.w2.weight",
+                normalised=not phi,
+                fp32_weights=not phi,
                 module="block_sparse_moe",
             )
             x = add(t, x, y)

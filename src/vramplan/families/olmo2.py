@@ -6,6 +6,8 @@ of four; EXAONE's full layers have no rotary positions, and `"sliding_window": n
 
 from __future__ import annotations
 
+from functools import partial
+
 from ..ops import add, embed, head, linear, rms_norm
 from ..ops.norm_fp32 import rms_norm_fp32
 from ..tape import Tape
@@ -20,7 +22,7 @@ def forward(t: Tape, c: Config) -> None:
     exaone = c.text("model_type") == "exaone4"
     s, bias = sizes(c, kv_heads=32 if exaone else None), c.flag("attention_bias") and not exaone
     q_width, k_width = (s.head_dim, s.head_dim) if exaone else (s.heads * s.head_dim, s.kv_heads * s.head_dim)
-    norm = rms_norm if exaone else rms_norm_fp32
+    norm = rms_norm if exaone else partial(rms_norm_fp32, gain=False)
     kinds = layer_windows(c, s.layers)
     slides = any(kinds)
 

@@ -33,12 +33,19 @@ def forward(t: Tape, c: Config) -> None:
             if flex:
                 y = whole_norm_attention(t, x, heads, kv_heads, d, bias=bias)
                 x = add(t, x, rms_norm(t, y, "post_attention_layernorm"))
-                y = moe(t, x, ffn=ffn, n_experts=n_experts, top_k=top_k)
+                y = moe(t, x, ffn=ffn, n_experts=n_experts, top_k=top_k, normalised=c.flag("norm_topk_prob"))
                 x = add(t, x, rms_norm(t, y, "post_feedforward_layernorm"))
             else:
                 y = whole_norm_attention(t, rms_norm(t, x, "input_layernorm"), heads, kv_heads, d, bias=bias)
                 x = add(t, x, y)
-                y = moe(t, rms_norm(t, x, "post_attention_layernorm"), ffn=ffn, n_experts=n_experts, top_k=top_k)
+                y = moe(
+                    t,
+                    rms_norm(t, x, "post_attention_layernorm"),
+                    ffn=ffn,
+                    n_experts=n_experts,
+                    top_k=top_k,
+                    normalised=c.flag("norm_topk_prob"),
+                )
                 x = add(t, x, y)
         x = rms_norm(t, x, "norm")
     head(t, x, "lm_head", vocab, tied=tokens if c.flag("tie_word_embeddings") else None)

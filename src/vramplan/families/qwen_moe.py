@@ -56,6 +56,7 @@ def forward(t: Tape, c: Config) -> None:
                         shared_ffn=shared_ffn,
                         shared_gate=True,
                         shared="shared_expert",
+                        normalised=c.flag("norm_topk_prob"),
                     )
                 else:
                     y = gated_mlp(t, y, ffn)

@@ -40,6 +40,16 @@ class Extra:
     flat: bool = False
     loaded: bool = True
 
+    def __str__(self) -> str:
+        high, wide = self.tile
+        if self.flat:
+            per = f"per {wide} elements"
+        elif (high, wide) in ((0, 0), (1, 0), (0, 1)):
+            per = {(0, 0): "per matrix", (1, 0): "per row", (0, 1): "per column"}[high, wide]
+        else:
+            per = f"per {high} × {wide}"
+        return f"{self.what} {self.nbytes} B {per}"
+
     def count(self, rows: int, cols: int) -> int:
         """How many of it a matrix [rows, cols] carries."""
         high, wide = self.tile
@@ -53,8 +63,8 @@ class Format:
     """The layout of one matrix: `block_bytes` for every `block` elements, and `extras`.
 
     >>> q4_k = Format(name="Q4_K", block=256, block_bytes=144)
-    >>> q4_k.nbytes(4096, 4096), q4_k.bits, q4_k.why(4096, 4096)
-    (9437184, 4.5, 'Q4_K: 4,096 × 4,096 × 144/256 B')
+    >>> q4_k.nbytes(4096, 4096), q4_k.bits
+    (9437184, 4.5)
     """
 
     name: str
@@ -75,13 +85,15 @@ class Format:
         """Bits per element of the packed elements alone: a lower bound of what a matrix takes."""
         return self.block_bytes * 8 / self.block
 
-    def why(self, rows: int, cols: int, matrices: int = 1, *, stored: bool = False) -> str:
-        """The formula of `nbytes` with its values."""
-        size = f"{self.block_bytes}/{self.block} B" if self.block > 1 else f"{self.block_bytes} B"
-        terms = [f"{rows:,} × {cols:,} × {size}"]
-        terms += [f"{e.what} {e.count(rows, cols):,} × {e.nbytes} B" for e in self.extras if e.loaded or stored]
-        text = " + ".join(terms)
-        return f"{self.name}: {text}" if matrices == 1 else f"{self.name}: {matrices:,} × ({text})"
+    @property
+    def layout(self) -> str:
+        """Bytes per element, and what stands beside them in memory: what an explanation prints.
+
+        >>> Format(name="Q4_K", block=256, block_bytes=144).layout
+        'Q4_K, 144/256 B'
+        """
+        size = f"{self.block_bytes} B" if self.block == 1 else f"{self.block_bytes}/{self.block} B"
+        return ", ".join([self.name, " + ".join([size, *(str(extra) for extra in self.extras if extra.loaded)])])
 
 
 class Scheme(Protocol):

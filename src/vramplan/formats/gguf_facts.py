@@ -24,7 +24,7 @@ class ModelFacts:
     `routing_bias`: routers have a per-expert bias (DeepSeek-V3's e_score_correction_bias and its like).
     `values`, `downs`: the layers of all attn_v-like and of all ffn_down tensors, ascending, a layer as often as it has one.
     `key_share`: of MLA's kv_b matrix, the rows that become attn_k_b, as (rows, of); `qkv_share`: of Qwen3-Next's in_proj_qkvz, those that
-    become attn_qkv, where the rest is attn_gate.
+    become attn_qkv, where the rest is attn_gate. `mxfp4_experts`: the checkpoint's own are in MXFP4, which conversion repacks as it is.
     """
 
     layers: int
@@ -40,6 +40,7 @@ class ModelFacts:
     key_share: tuple[int, int] = (1, 2)
     key_width: int = 128
     qkv_share: tuple[int, int] = (2, 3)
+    mxfp4_experts: bool = False
 
     @property
     def gqa(self) -> int:
@@ -48,7 +49,14 @@ class ModelFacts:
 
 
 def model_facts(
-    weights: Iterable[Weight], *, heads: int, kv_heads: int, model_type: str = "", qk_nope: int = 128, v_dim: int = 128
+    weights: Iterable[Weight],
+    *,
+    heads: int,
+    kv_heads: int,
+    model_type: str = "",
+    qk_nope: int = 128,
+    v_dim: int = 128,
+    mxfp4_experts: bool = False,
 ) -> ModelFacts:
     """The facts of a walked model: layers, experts, tied embedding and the order of tensors from its weights, the rest from its config.
 
@@ -78,9 +86,7 @@ def model_facts(
             values += weight.layers
         elif where == "ffn_down":
             downs += weight.layers
-    is_70b = layers == 80 and (
-        model_type in ("qwen2", "qwen2_vl", "qwen2_5_vl", "nemotron-nas") or (model_type == "llama" and heads != kv_heads)
-    )
+    is_70b = layers == 80 and (model_type in TYPES_70B or (model_type == "llama" and heads != kv_heads))
     return ModelFacts(
         layers=layers,
         heads=heads,
@@ -95,4 +101,5 @@ def model_facts(
         key_width=qk_nope,
         routing_bias=biased,
         qkv_share=(convolved, fused),
+        mxfp4_experts=mxfp4_experts,
     )

@@ -81,10 +81,13 @@ class Mixture:
 
     def _choose(self, weight: Weight, where: Category, layer: int | None) -> Format:
         """MLA's kv_b [heads·(nope + v), rank] becomes attn_k_b, in rows of `nope`, and attn_v_b, in rows of `rank`: of base type, and 3-D,
-        which MXFP4_MOE takes for experts.
+        which MXFP4_MOE takes for experts. Experts that the checkpoint has in MXFP4 stay so in every file type, F16 too: llama.cpp
+        `convert_hf_to_gguf.py` GptOssModel; gpt-oss-20b's published files have 11.5 to 13.8 GB, whatever their name.
         """
         if where == "f32":
             return block_type("F32")
+        if self.facts.mxfp4_experts and weight.kind == "experts":
+            return block_type("MXFP4")
         if self.file_type in _FLOATS:
             return block_type(self.file_type)
         if where == "source":

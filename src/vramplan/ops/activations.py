@@ -18,14 +18,23 @@ def activate(t: Tape, x: Tensor, name: str) -> Tensor:
         return t.op("act_fn", (x,), x.shape, saves_out=True)
     if t.kernels.mlp != "eager" or name not in ("relu2", "gelu_new", "xielu"):
         return activation(t, x)
-    if name == "relu2":
-        return activation(t, t.op("relu", (x,), x.shape), "square")
-    if name == "gelu_new":
-        half = t.op("act_fn.half", (x,), x.shape, saves_out=True)
-        inner = scale(t, t.op("act_fn.cubic", (x,), x.shape, saves=(x,)), "act_fn.inner")
-        tanh = t.op("act_fn.tanh", (inner,), x.shape, saves_out=True)
-        one = t.op("act_fn.one_plus", (tanh,), x.shape, saves_out=True)
-        return t.op("act_fn", (half, one), x.shape)
+    with t.module("", x):
+        return {"relu2": _relu2, "gelu_new": _gelu_new, "xielu": _xielu}[name](t, x)
+
+
+def _relu2(t: Tape, x: Tensor) -> Tensor:
+    return activation(t, t.op("relu", (x,), x.shape), "square")
+
+
+def _gelu_new(t: Tape, x: Tensor) -> Tensor:
+    half = t.op("act_fn.half", (x,), x.shape, saves_out=True)
+    inner = scale(t, t.op("act_fn.cubic", (x,), x.shape, saves=(x,)), "act_fn.inner")
+    tanh = t.op("act_fn.tanh", (inner,), x.shape, saves_out=True)
+    one = t.op("act_fn.one_plus", (tanh,), x.shape, saves_out=True)
+    return t.op("act_fn", (half, one), x.shape)
+
+
+def _xielu(t: Tape, x: Tensor) -> Tensor:
     mask = t.op("act_fn.positive", (x,), x.shape, itemsize=1, saves_out=True)
     scaled = t.op("act_fn.alpha_x", (x,), x.shape, saves_out=True)
     positive = t.op("act_fn.upper", (scaled, x), x.shape, saves=(x,))

@@ -50,8 +50,11 @@ def attention(
             v = t.hold(t.op(f"{name}.repeat_v", (v,), (b, keys, heads, dv)))
         scores = t.op(f"{name}.scores", (q, k), square, flops=2 * numel(square) * int(d), saves=(q, k))
         scaled = t.op(f"{name}.scaled", (scores,), square)
-        mask = t.tensor(f"{name}.mask", (b, s, keys))
-        masked = t.op(f"{name}.masked", (scaled, mask), square, extra=(t.hold(mask),))
-        softmax = t.op(f"{name}.softmax", (masked,), square, itemsize=4, saves_out=True)
-        cast = t.op(f"{name}.cast", (softmax,), square)
+        mask = t.shared(f"{name}.mask {window or ''}", (b, s, keys))
+        masked = t.op(f"{name}.masked", (scaled, mask), square)
+        with t.module("", masked):  # its name is bound to the cast softmax only then
+            softmax = t.op(f"{name}.softmax", (masked,), square, itemsize=4, saves_out=True)
+            cast = t.op(f"{name}.cast", (softmax,), square)
+        if t.repeated is not None:
+            t.frames[-3].append(cast)  # the module returns it too, and the layer names it `_` until its own end
         return t.op(name, (cast, v), out, flops=2 * numel(square) * int(dv), saves=(cast, v))

@@ -9,7 +9,7 @@ def layer_norm_fp32(t: Tape, x: Tensor, name: str, *, shape: tuple[int, ...] | N
     """(x − mean) / std · w in fp32, cast last: [..., width] -> [..., width]; the weight is `shape` ([width], or [heads, head_dim]).
 
     `upcast`, with a weight: transformers' CohereLayerNorm, element by element, which makes x − mean twice and keeps both, the reciprocal
-    deviation and the normed x, all fp32 (5.23 `models/cohere/modeling_cohere.py`). Without one: `aten::native_layer_norm` on x in fp32,
+    deviation, the normed x and w, all fp32 (5.23 `models/cohere/modeling_cohere.py`). Without one: `aten::native_layer_norm` on x in fp32,
     which it keeps, with its statistics (OlmoLayerNorm, 5.23 `models/olmo/modeling_olmo.py`). `fused` kernels do as `layer_norm`.
     """
     weights = (t.weight(f"{name}.weight", shape or (x.shape[-1],), "norm"),) if weight else ()
@@ -25,5 +25,6 @@ def layer_norm_fp32(t: Tape, x: Tensor, name: str, *, shape: tuple[int, ...] | N
     rstd = t.op(f"{name}.rstd", (first,), (*x.shape[:-1], Dim(1)), itemsize=4, saves_out=True)
     second = t.op(f"{name}.centred_again", (upcast,), x.shape, itemsize=4, saves_out=True)
     normed = t.op(f"{name}.normed", (second, rstd), x.shape, itemsize=4, saves_out=True)
-    scaled = t.op(f"{name}.scaled", (normed,), x.shape, itemsize=4, weights=weights)
+    gain = t.tensor(f"{name}.gain", shape or (x.shape[-1],), itemsize=4)
+    scaled = t.op(f"{name}.scaled", (normed,), x.shape, itemsize=4, weights=weights, saves=(gain,), extra=(gain,))
     return t.op(name, (scaled,), x.shape)

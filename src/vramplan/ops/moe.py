@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..tape import Dim, Tape, Tensor
+from ..tape import Dim, Tape, Tensor, Weight
 from .linear import linear
 
 
 def route(
     t: Tape, x: Tensor, name: str, n_experts: int, *, bias: bool = False, dtype: str | None = None, suffix: str = ".weight"
 ) -> Tensor:
-    """Router scores: [..., hidden] -> [..., n_experts], and their softmax or sigmoid in fp32."""
-    scores = linear(t, x, name, n_experts, bias=bias, kind="router", dtype=dtype, suffix=suffix)
+    """Router scores: [..., hidden] -> [..., n_experts], and their softmax or sigmoid in fp32. The mixture's frame holds the scores."""
+    scores = t.hold(linear(t, x, name, n_experts, bias=bias, kind="router", dtype=dtype, suffix=suffix))
     return t.op(f"{name}.probabilities", (scores,), scores.shape, itemsize=4, saves_out=True)
 
 
@@ -29,13 +29,15 @@ def experts(
     bias: bool = False,
     transposed: bool = False,
     fused_up: bool = False,
+    normalised: bool = False,
+    fp32_weights: bool = False,
 ) -> Tensor:
     """Each token through its `top_k` of `n_experts` MLPs: [b, s, hidden] -> [b, s, hidden].
 
     `up` names the matrices [ffn, hidden] before the activation (two where it is gated), `down` the one after it, as the checkpoint names
     them, `{e}` standing for the expert (`fused_up`: one matrix [2·ffn, hidden]; `transposed`: stored as [in, out]). Working set, in rows of
-    b·s·top_k: the permuted input, gate and up, their product, the output; as in transformers' grouped experts (5.23
-    `integrations/moe.py`) and vLLM's fused_moe (`fused_experts_impl`: three intermediate caches).
+    b·s·top_k: the permuted input, gate and up, their product, the output, as in vLLM's fused_moe (`fused_experts_impl`: three intermediate
+    caches). Python's modules (frames `held`) make more: see `_grouped`, which `normalised` and `fp32_weights` are for.
     """
     hidden = x.shape[-1]
     rows = x.shape[0] * x.shape[1] * Dim(top_k, "top_k")
@@ -55,11 +57,77 @@ def experts(
     ups, downs = tuple(t.weights[first:middle]), tuple(t.weights[middle:])
 
     flops = 2 * int(rows) * int(hidden) * int(ffn)
+    if t.kernels.frames == "held":
+        weighting = _weights(t, probabilities, top_k, normalised=normalised, itemsize=4 if fp32_weights else t.itemsize)
+        return _grouped(t, x, weighting, rows, ffn, gates, ups, downs, n_experts)
     permuted = t.op("experts.permute", (x, probabilities), (rows, hidden))
     raised = t.op("experts.up", (permuted,), (rows, gates * ffn), weights=ups, flops=gates * flops, saves=(permuted,))
     acted = t.op("experts.act", (raised,), (rows, ffn), saves=(raised,))
     lowered = t.op("experts.down", (acted,), (rows, hidden), weights=downs, flops=flops, saves=(acted,))
     return t.op("experts.combine", (lowered, probabilities), x.shape, saves=(lowered,))
+
+
+def _weights(t: Tape, probabilities: Tensor, top_k: int, *, normalised: bool, itemsize: int) -> Tensor:
+    """The weights of a token's experts, [b, s, top_k]; backward keeps the choice (int64), and what a `normalised` sum needs in fp32.
+
+    Source: transformers 5.23 `models/qwen3_moe/modeling_qwen3_moe.py`, Qwen3MoeTopKRouter.
+    """
+    b, s = probabilities.shape[:2]
+    chosen = t.hold(t.tensor("experts.chosen", (b, s, top_k), itemsize=8))
+    weights = t.op("experts.top_k", (probabilities,), (b, s, top_k), itemsize=4, saves=(chosen,), saves_out=normalised, extra=(chosen,))
+    if normalised:
+        total = t.op("experts.total", (weights,), (b, s, 1), itemsize=4, saves_out=True)
+        weights = t.op("experts.normalised", (weights, total), weights.shape, itemsize=4)
+    return weights if itemsize == 4 else t.op("experts.weights", (weights,), weights.shape, itemsize=itemsize)
+
+
+def _grouped(
+    t: Tape,
+    x: Tensor,
+    weights: Tensor,
+    rows: Dim,
+    ffn: int,
+    gates: int,
+    ups: tuple[Weight, ...],
+    downs: tuple[Weight, ...],
+    n_experts: int,
+) -> Tensor:
+    """transformers' `grouped_mm_experts_forward` (5.23 `integrations/moe.py`): [b, s, hidden] -> [b, s, hidden].
+
+    Backward keeps three orders of the rows (int64), the experts' offsets (int32), the permuted input, gate and up, the activated gate, the
+    product, the output and its weights. The frame holds the permuted input, the output and the orders; the weighted output has the weights'
+    precision.
+    """
+    hidden, size = x.shape[-1], x.itemsize
+    flops = 2 * int(rows) * int(hidden) * int(ffn)
+    with t.module("", x, weights):
+        ids = t.hold(t.op("experts.ids", (weights,), (rows,), itemsize=8))
+        order = t.hold(t.op("experts.order", (ids,), (rows,), itemsize=8, saves_out=True))
+        bins = t.hold(t.op("experts.bins", (ids,), (rows,), itemsize=4))
+        counts = t.hold(t.op("experts.counts", (bins,), (n_experts,), itemsize=4))
+        offsets = t.hold(t.op("experts.offsets", (counts,), (n_experts,), itemsize=4))
+        source = t.op("experts.source", (order,), (rows,), itemsize=8, saves_out=True)
+        permuted = t.hold(t.op("experts.permute", (x, source), (rows, hidden), itemsize=size))
+        share = t.hold(t.op("experts.share", (weights, order), (rows, 1), itemsize=weights.itemsize))
+        raised = t.op(
+            "experts.up",
+            (permuted, offsets),
+            (rows, gates * ffn),
+            itemsize=size,
+            weights=ups,
+            flops=gates * flops,
+            saves=(permuted, offsets),
+        )
+        acted = t.op("experts.act", (raised,), (rows, ffn), itemsize=size, saves=(raised,))
+        if gates == 2:
+            acted = t.op("experts.gated", (acted, raised), (rows, ffn), itemsize=size, saves=(acted, raised))
+        lowered = t.hold(t.op("experts.down", (acted, offsets), (rows, hidden), itemsize=size, weights=downs, flops=flops, saves=(acted,)))
+        wide = max(size, share.itemsize)
+        weighted = t.op("experts.weighted", (lowered, share), (rows, hidden), itemsize=wide, saves=(lowered, share))
+        back = t.hold(t.op("experts.back", (order,), (rows,), itemsize=8, saves_out=True))
+        restored = t.hold(t.op("experts.restore", (weighted, back), (rows, hidden), itemsize=wide))
+        summed = t.op("experts.combine", (restored,), x.shape, itemsize=wide)
+        return summed if wide == size else t.op("experts.cast", (summed,), x.shape, itemsize=size)
 
 
 def _bias(name: str) -> str:

@@ -6,13 +6,13 @@ from ..tape import Kind, Tape, Tensor
 from .norm import groups, rms_norm
 
 
-def rms_norm_fp32(t: Tape, x: Tensor, name: str, *, weight: bool = True, width: int = 0, kind: Kind = "norm") -> Tensor:
+def rms_norm_fp32(t: Tape, x: Tensor, name: str, *, weight: bool = True, width: int = 0, kind: Kind = "norm", gain: bool = True) -> Tensor:
     """x / rms(x) · (1 + w), in fp32 until the result: [..., width] -> [..., width].
 
-    `upcast`: x in fp32, the reciprocal root and, for the weight's gradient, the normed x in fp32 are kept for backward (`rms_norm` keeps
-    that one in the model's dtype); the product in fp32 is a tensor too. Source: transformers 5.23, Gemma3RMSNorm
-    (`models/gemma3/modeling_gemma3.py`) and Qwen3_5RMSNorm. `fused` kernels keep x and the reciprocal root, as in `rms_norm`. `kind` is
-    the weight's: that of a router's own norm is the router's.
+    `upcast`: x in fp32, the reciprocal root, 1 + w in fp32 and, for the weight's gradient, the normed x in fp32 are kept for backward
+    (`rms_norm` keeps that one in the model's dtype); the product in fp32 is a tensor too. Source: transformers 5.23, Gemma3RMSNorm
+    (`models/gemma3/modeling_gemma3.py`) and Qwen3_5RMSNorm. Without `gain` the weight is applied as it is stored (Olmo2RMSNorm). `fused`
+    kernels keep x and the reciprocal root, as in `rms_norm`. `kind` is the weight's: that of a router's own norm is the router's.
     """
     weights = (t.weight(f"{name}.weight", (width or x.shape[-1],), kind),) if weight else ()
     if t.kernels.norm == "fused":
@@ -22,7 +22,8 @@ def rms_norm_fp32(t: Tape, x: Tensor, name: str, *, weight: bool = True, width: 
     rstd = t.op(f"{name}.rstd", (upcast,), groups(x, width), itemsize=4)
     normed = t.op(f"{name}.normed", (upcast, rstd), x.shape, itemsize=4, saves=(upcast, rstd))
     if weight:
-        normed = t.op(f"{name}.scaled", (normed,), x.shape, itemsize=4, weights=weights, saves=(normed,))
+        gains = (t.tensor(f"{name}.gain", (width or x.shape[-1],), itemsize=4),) if gain else ()
+        normed = t.op(f"{name}.scaled", (normed,), x.shape, itemsize=4, weights=weights, saves=(normed, *gains), extra=gains)
     return t.op(name, (normed,), x.shape)
 
 

@@ -23,6 +23,7 @@ LOOKS = {
     "activations": ("A", 35),
     "compute buffer": ("B", 35),
     "workspace": ("S", 33),
+    "allocator": ("L", 33),
     "non-torch": ("N", 33),
     "cuda graphs": ("G", 33),
     "cuda context": ("C", 90),

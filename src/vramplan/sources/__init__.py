@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
 __all__ = ["resolve"]
 
-_QUANTISED = re.compile(r"awq|gptq|fp8|nvfp4|mxfp4|int[48]|[248]-?bit|bnb|w[48]a\d+|exl[23]|hqq|gguf", re.IGNORECASE)
+_QUANTISED = re.compile(r"awq|gptq|fp[48]|int[48]|[2-8]-?bit|bnb|w[48]a\d+|exl[23]|hqq|gguf", re.IGNORECASE)
+_NAMED = ("nvfp4", "mxfp8", "mxfp4", "fp8", "awq", "gptq", "w4a16", "w8a16", "w8a8")
+"""Formats (`formats.scheme_names`) that a repository's name tells by a word of its own."""
 
 
 def resolve(model: str | Mapping[str, object]) -> Model:
@@ -48,17 +50,33 @@ def resolve(model: str | Mapping[str, object]) -> Model:
         except VramplanError as error:
             raise type(error)(f"{unknown}; and on the Hub: {error}") from None
     notes = [entry.note] if entry.note else []
-    if not entry.verbatim and _QUANTISED.search(entry.id) and not entry.config.get("quantization_config"):
-        notes.append(
-            f"{entry.id} is named like a quantised checkpoint, but the catalogue does not hold its quantisation: say it with --weights"
-        )
+    named = None
+    if _QUANTISED.search(entry.id) and not any(_quantised(c) for c in (entry.config, entry.config.get("text_config"))):
+        named = _named_format(entry.id)
+        taken = f"taken as {named}, as it is named; --weights says otherwise" if named else "taken as unquantised: say it with --weights"
+        notes.append(f"the catalogue does not hold the quantization_config of {entry.id}: {taken}")
     return Model(
         id=entry.id,
         config=entry.config,
         origin=f"catalogue, {entry.source}",
         context_length=entry.context_length or None,
         notes=tuple(notes),
+        named_format=named,
     )
+
+
+def _quantised(config: object) -> bool:
+    return isinstance(config, Mapping) and bool(config.get("quantization_config") or config.get("quantization"))
+
+
+def _named_format(id: str) -> str | None:
+    """The number format that a repository's name tells, the last one if several.
+
+    >>> _named_format("nvidia/Qwen3-8B-FP8"), _named_format("org/bf16-from-fp8-bf16"), _named_format("org/Fp8ish")
+    ('fp8', None, None)
+    """
+    words = re.split(r"[^a-z0-9]+", id.lower())
+    return None if "bf16" in words else next((word for word in reversed(words) if word in _NAMED), None)
 
 
 def _is_path(name: str) -> bool:

@@ -10,7 +10,10 @@ from .stored import StoredTensor
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Model:
-    """`config` is a config.json (for GGUF, one made of its metadata); `stored` the tensors of its files, which decide over the config."""
+    """`config` is a config.json (for GGUF, one made of its metadata); `stored` the tensors of its files, which decide over the config.
+
+    `named_format` is the number format that only the model's name tells.
+    """
 
     id: str
     config: Mapping[str, object]
@@ -19,6 +22,7 @@ class Model:
     gguf: bool = False
     context_length: int | None = None
     notes: tuple[str, ...] = field(default=())
+    named_format: str | None = None
 
     @property
     def text(self) -> Mapping[str, object]:

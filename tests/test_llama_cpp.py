@@ -1,0 +1,125 @@
+"""llama.cpp's account: slots, windows, cache types, placement, the compute buffer. Device logs: published/llama_cpp.toml."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from vramplan import Estimate, Unknown, estimate
+from vramplan.units import GiB, MiB
+
+LLAMA = "meta-llama/Llama-3.1-8B"
+
+
+def llama_cpp(model: Any = LLAMA, **more: Any) -> Estimate:
+    return estimate(model, **{"engine": "llama.cpp", "weights": "Q4_K_M", "context_length": 8192, "gpu": "rtx-4090", **more})
+
+
+def kv(model: Any = LLAMA, **more: Any) -> int:
+    return llama_cpp(model, **more).quantities["kv_cache"]
+
+
+def test_a_gguf_type_means_llama_cpp() -> None:
+    assert estimate(LLAMA, weights="Q4_K_M", context_length=4096).scenario.engine == "llama.cpp"
+
+
+@pytest.mark.parametrize(
+    ("kv_dtype", "nbytes"),
+    [
+        (None, 1024 * MiB),
+        ("fp16", 1024 * MiB),
+        ("fp32", 2048 * MiB),
+        ("q8_0", 1024 * MiB * 34 // 64),
+        ("q4_0", 1024 * MiB * 18 // 64),
+        ({"k": "q8_0", "v": "fp16"}, 512 * MiB + 512 * MiB * 34 // 64),
+    ],
+)
+def test_the_cache_by_type(kv_dtype: Any, nbytes: int) -> None:
+    """2 × 32 layers × 8 heads × 128 × 8,192 tokens; q8_0 is 34 bytes for 32, q4_0 18."""
+    assert kv(kv_dtype=kv_dtype) == nbytes
+
+
+def test_slots_share_the_context_and_cells_are_padded_to_256() -> None:
+    assert kv(sequences=4) == kv()
+    assert kv(context_length=8000) == kv()
+    assert kv(context_length=8193) == kv(context_length=8448)
+    assert kv(context_length=1000, sequences=3) == 3 * 512 * 131072
+    assert llama_cpp(context_length=1000, sequences=3).quantities["kv_tokens"] == 1536
+
+
+def test_a_window_keeps_itself_and_a_pass_in_each_slot() -> None:
+    """Gemma-3-4B: 5 full and 29 sliding layers of 1,024 tokens, 4,096 B each a token; -ub 512."""
+    one = llama_cpp("google/gemma-3-4b-it", context_length=32768).ledger
+    assert one.total("kv cache", "full attention") == 5 * 32768 * 4096
+    assert one.total("kv cache", "window") == 29 * 1536 * 4096
+    four = llama_cpp("google/gemma-3-4b-it", context_length=32768, sequences=4).ledger
+    assert four.total("kv cache", "window") == 4 * 29 * 1536 * 4096
+    assert llama_cpp("google/gemma-3-4b-it", context_length=1024).ledger.total("kv cache", "window") == 29 * 1024 * 4096
+
+
+def test_states_are_fp32_for_each_slot() -> None:
+    """Mamba-130m: 24 layers, 1,536 channels × (16 + 3) × 4 B."""
+    answer = llama_cpp("state-spaces/mamba-130m-hf", weights="F16", sequences=2)
+    assert answer.quantities["kv_cache"] == 2 * 24 * 1536 * (16 + 3) * 4
+
+
+def test_token_embeddings_stay_on_the_host_unless_tied() -> None:
+    gpu, whole = llama_cpp().ledger, llama_cpp(gpu=None).ledger
+    assert gpu.total("weights", "embedding") == 0
+    assert whole.total("weights") - gpu.total("weights") == whole.total("weights", "embedding") == 128256 * 4096 * 144 // 256
+    tied = llama_cpp("meta-llama/Llama-3.2-1B")
+    assert tied.ledger.total("weights", "embedding") == 128256 * 2048 * 210 // 256
+    assert any("and on the GPU as the tied head" in text for text in tied.assumptions)
+
+
+def test_flash_attention_makes_no_scores() -> None:
+    """Without it the compute buffer holds heads × ubatch × cells × 4 B, and a mask; with it the logits of all tokens of a pass."""
+    flash, plain = (llama_cpp(flash_attention=on, context_length=65536).quantities["compute_buffer"] for on in (True, False))
+    logits = 512 * 128256 * 4
+    assert logits < flash < logits + 16 * MiB
+    scores = 32 * 512 * 65536 * 4
+    assert scores < plain < scores * 1.05
+    assert llama_cpp(context_length=131072).quantities["compute_buffer"] == flash
+
+
+def test_a_larger_pass_has_a_larger_buffer() -> None:
+    assert llama_cpp(ubatch=2048).quantities["compute_buffer"] == pytest.approx(4 * llama_cpp().quantities["compute_buffer"], rel=1e-6)
+    assert llama_cpp(ubatch=2048, context_length=256).scenario.ubatch == 256
+
+
+def test_towers_are_in_a_file_of_their_own() -> None:
+    answer = llama_cpp("google/gemma-3-4b-it")
+    assert not any("tower" in part for item in answer.ledger.items for part in item.path)
+    assert any("--mmproj" in text for text in answer.assumptions)
+
+
+def test_the_process_is_the_sum_of_all() -> None:
+    answer = llama_cpp()
+    q = answer.quantities
+    assert q["process"] == answer.peak[1] == q["weights"] + q["kv_cache"] + q["compute_buffer"] + 300 * MiB
+    assert answer.headroom == answer.room - q["process"]  # type: ignore[operator]
+    assert 4 * GiB < q["weights"] < 5 * GiB
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("gpu_layers", 0),
+        ("gpu_layers", 1),
+        ("gpu_layers", 32),
+        ("cpu_moe_layers", 1),
+        ("tensor_split", [1, 1]),
+        ("override_tensor", ["exps=CPU"]),
+        ("tensor_parallel", 2),
+    ],
+)
+def test_what_it_does_not_know_is_refused(key: str, value: object) -> None:
+    with pytest.raises(Unknown, match=key):
+        llama_cpp(**{key: value})
+
+
+@pytest.mark.parametrize("layers", [-1, 33, 99])
+def test_all_layers_on_the_gpu_may_be_said(layers: int) -> None:
+    """Llama-3.1-8B: 32 and the output."""
+    assert llama_cpp(gpu_layers=layers, cpu_moe_layers=0).peak == llama_cpp().peak
