@@ -33,7 +33,7 @@ SMALL = {
     "max_position_embeddings": 2048,
     "tie_word_embeddings": False,
 }
-EXPERTS = {"num_experts": 8, "num_local_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 256}
+EXPERTS = {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 256}
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {},
     "llama-mha": {"num_key_value_heads": 8},
@@ -41,15 +41,15 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "qwen2": {},
     "qwen3": {},
     "granite": {},
-    "seed_oss": {},
+    "seed_oss": {"residual_dropout": 0.0},
     "hunyuan_v1_dense": {},
     "arcee": {},
     "gemma": {"hidden_activation": "gelu_pytorch_tanh"},
     "cohere": {},
     "starcoder2": {"residual_dropout": 0.0, "embedding_dropout": 0.0},
-    "mixtral": EXPERTS,
-    "olmoe": EXPERTS,
-    "olmoe-normalised": {**EXPERTS, "norm_topk_prob": True},
+    "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
+    "olmoe": {"num_experts": 8, "num_experts_per_tok": 2},
+    "olmoe-normalised": {"num_experts": 8, "num_experts_per_tok": 2, "norm_topk_prob": True},
     "qwen3_moe": EXPERTS,
     "qwen3_moe-mixed": {**EXPERTS, "num_hidden_layers": 4, "mlp_only_layers": [0, 1], "norm_topk_prob": True},
     "qwen2_moe": {**EXPERTS, "shared_expert_intermediate_size": 512},

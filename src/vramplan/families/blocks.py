@@ -55,13 +55,15 @@ def grouped_attention(
     window: int | None = None,
     rotary: bool = True,
     cached: bool = True,
+    sdpa: bool = True,
+    capped: bool = False,
 ) -> Tensor:
     """Rotate q and k, append k and v to the cache, attend: q [b, s, heads·head_dim], k and v [b, s, kv_heads·head_dim] -> like q."""
     if rotary:
         q, k = rope(t, q, "q", head_dim), rope(t, k, "k", head_dim)
     if cached:
         cache_kv(t, kv_heads, head_dim, window=window)
-    return attention(t, q, k, v, heads=heads, kv_heads=kv_heads, window=window, past=cached)
+    return attention(t, q, k, v, heads=heads, kv_heads=kv_heads, window=window, past=cached, sdpa=sdpa, capped=capped)
 
 
 def cache_kv(t: Tape, kv_heads: int, head_dim: int, v_dim: int | None = None, window: int | None = None) -> None:

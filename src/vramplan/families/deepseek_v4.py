@@ -97,7 +97,7 @@ def self_attention(t: Tape, x: Tensor, c: Config, kind: str) -> Tensor:
             chosen = index(t, x, q_latent, c, rate, kind) if kind == "compressed_sparse_attention" else entries.shape[1]
             kv = t.op("kv_and_compressed", (kv, entries), (x.shape[0], seen + entries.shape[1], d))
             window = window + min(chosen, entries.shape[1])
-        y = attention(t, q, kv, kv, heads=heads, kv_heads=Dim(1, "kv_heads"), window=window, past=False)
+        y = attention(t, q, kv, kv, heads=heads, kv_heads=Dim(1, "kv_heads"), window=window, past=False, sdpa=False)
         y = rope(t, y, "output")
         weight = t.weight("wo_a.weight", (groups_out * rank_out, per_group), "linear")
         y = t.op(

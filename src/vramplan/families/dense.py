@@ -95,12 +95,20 @@ def split(t: Tape, qkv: Tensor, s: Sizes) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def attend(
-    t: Tape, q: Tensor, k: Tensor, v: Tensor, s: Sizes, *, window: int | None = None, rotary: bool = True, cached: bool = True
+    t: Tape,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    s: Sizes,
+    *,
+    window: int | None = None,
+    rotary: bool = True,
+    cached: bool = True,
+    capped: bool = False,
 ) -> Tensor:
-    """Rotate q and k, append k and v to the cache, attend: -> [b, s, heads·head_dim]."""
-    return grouped_attention(
-        t, q, k, v, heads=s.heads, kv_heads=s.kv_heads, head_dim=s.head_dim, window=window, rotary=rotary, cached=cached
-    )
+    """Rotate q and k, append k and v to the cache, attend: -> [b, s, heads·head_dim]. Soft-`capped` scores are none of sdpa's."""
+    sizes = {"heads": s.heads, "kv_heads": s.kv_heads, "head_dim": s.head_dim}
+    return grouped_attention(t, q, k, v, **sizes, window=window, rotary=rotary, cached=cached, sdpa=not capped, capped=capped)
 
 
 def fused_mlp(

@@ -19,6 +19,7 @@ MODEL_TYPES = ("gemma", "gemma2")
 def forward(t: Tape, c: Config) -> None:
     second = c.text("model_type") == "gemma2"
     s, bias = sizes(c, kv_heads=4 if second else 16, head_dim=256), c.flag("attention_bias")
+    capped = second and c.raw.get("attn_logit_softcapping", 50.0) is not None
     kinds = windows(c, c.size("sliding_window", 4096, label="window"), every(s.layers, 2)) if second else [None] * s.layers
 
     with t.module("model"):
@@ -29,7 +30,7 @@ def forward(t: Tape, c: Config) -> None:
                 y = rms_norm_fp32(t, x, "input_layernorm")
                 with t.module("self_attn", y, part="attention"):
                     q, k, v = project(t, y, s, bias=bias)
-                    y = linear(t, attend(t, q, k, v, s, window=window), "o_proj", s.hidden, bias=bias)
+                    y = linear(t, attend(t, q, k, v, s, window=window, capped=capped), "o_proj", s.hidden, bias=bias)
                 if second:
                     x = add(t, x, rms_norm_fp32(t, y, "post_attention_layernorm"))
                     y = gated_mlp(t, rms_norm_fp32(t, x, "pre_feedforward_layernorm"), s.ffn)

@@ -71,5 +71,5 @@ def self_attention(t: Tape, x: Tensor, c: Config, sliding: bool) -> Tensor:
         v = linear(t, x, "v_proj", kv_heads * dv, bias=bias)
         v = t.op("v_scale", (v,), v.shape)
         cache_kv(t, kv_heads, d, dv, window=window)
-        y = attention(t, q, k, v, heads=heads, kv_heads=kv_heads, window=window)
+        y = attention(t, q, k, v, heads=heads, kv_heads=kv_heads, window=window, sdpa=False)
         return linear(t, y, "o_proj", x.shape[-1])
