@@ -109,4 +109,4 @@ class Inspection:
 def inspect(model: str | Mapping[str, object]) -> Inspection:
     """Look a model up and walk one token through it. Raises as `sources.resolve` and `families.walk`."""
     found = resolve(model)
-    return Inspection(found, walk(Tape(Dim(1, "sequences"), Dim(1, "tokens")), found.config))
+    return Inspection(found, walk(Tape(Dim(1, "sequences"), Dim(1, "tokens")), found.config, found.id))

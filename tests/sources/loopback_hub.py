@@ -147,27 +147,30 @@ class _Handler(BaseHTTPRequestHandler):
             return self._error(503)
         size, match = _size(file), re.fullmatch(r"bytes=(\d+)-(\d+)", request.range or "") if self.hub.ranges else None
         if match is None:
-            request.sent = self._answer(200, file if isinstance(file, bytes) else file.part(0, min(size, 2**22)), headers, size)
-            return
+            return self._send(request, 200, file if isinstance(file, bytes) else file.part(0, min(size, 2**22)), headers, size)
         begin, end = int(match[1]), min(int(match[2]) + 1, size)
         if begin >= size:
             return self._error(416)
         body = file[begin:end] if isinstance(file, bytes) else file.part(begin, end)
-        request.sent = self._answer(206, body, headers | {"Content-Range": f"bytes {begin}-{end - 1}/{size}"})
+        self._send(request, 206, body, headers | {"Content-Range": f"bytes {begin}-{end - 1}/{size}"})
 
-    def _answer(self, status: int, body: bytes, headers: Mapping[str, str], size: int | None = None) -> int:
+    def _send(self, request: Request, status: int, body: bytes, headers: Mapping[str, str], size: int | None = None) -> None:
+        """Answer with a file's bytes; they are noted before they go, so that a client that has them finds them noted."""
+        request.sent = 0 if self.command == "HEAD" else len(body)
+        self._answer(status, body, headers, size)
+
+    def _answer(self, status: int, body: bytes, headers: Mapping[str, str], size: int | None = None) -> None:
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name, value)
         self.send_header("Content-Length", str(len(body) if size is None else size))
         self.end_headers()
         if self.command == "HEAD":
-            return 0
+            return
         try:
             self.wfile.write(body)
         except OSError:  # the client had enough
             self.close_connection = True
-        return len(body)
 
     def _error(self, status: int, code: str = "", message: str = "", headers: Mapping[str, str] | None = None) -> None:
         named = {"X-Error-Code": code, "X-Error-Message": message} if code else {}

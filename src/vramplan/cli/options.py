@@ -16,7 +16,7 @@ REPEATED = ("gpu", "weights", "context_length", "kv_dtype")
 """Keys that may be given several times: every combination becomes a row of a table."""
 SHORT = {"context_length": ("--context",), "sequences": ("--batch",)}
 """Other names for some options."""
-REFUSED = ("Parallelism", "Training")
+REFUSED = ("Parallelism",)
 """Groups of keys that no engine estimates yet: read and refused with a reason, and left out of the help."""
 BY_HAND = {
     "layers": "num_hidden_layers",

@@ -53,12 +53,12 @@ class Job:
 
     def walk(self, tape: Tape) -> Tape:
         """The model's forward pass on `tape`."""
-        return walk(tape, self.model.config)
+        return walk(tape, self.model.config, self.model.id)
 
     def tape(self, *, sequences: int, tokens: int, past: int = 0, itemsize: int = 2, kernels: Kernels) -> Tape:
         """The model's forward pass over `sequences` × `tokens` new tokens with `past` tokens in the cache."""
         tape = Tape(Dim(sequences, "sequences"), Dim(tokens, "tokens"), past, itemsize, kernels)
-        return walk(tape, self.model.config)
+        return walk(tape, self.model.config, self.model.id)
 
     def context(self, default: int) -> int:
         """Tokens of the longest sequence: the user's, checked against the model's own, or `default`."""
@@ -83,6 +83,12 @@ class Job:
             if ALIASES.get(name, name) not in ("auto", *allowed):
                 kv_bytes(name)  # an unknown one is told with its nearest
                 raise BadInput(f"kv_dtype {name!r}: no cache type of {self.engine}; it has auto, {', '.join(allowed)}")
+
+    def refuse_formats(self, *bases: str) -> None:
+        """Raise BadInput where the weights' number format is one of `bases`, which this engine does not load."""
+        base = (self.scenario.weights or "").lower().split("-")[0]
+        if base in bases:
+            raise BadInput(f"weights {self.scenario.weights!r}: engine {self.engine!r} does not load this format")
 
     def refuse(self, *keys: str) -> None:
         """Raise Unknown for the first of `keys` that the scenario sets to more than its neutral value: this estimate does not cover it."""

@@ -47,6 +47,7 @@ def account(job: Job) -> Account:
     """Weights, cache, and the tape's peak at prefill and at the last decode step."""
     s = job.scenario
     job.refuse(*MANY, "compile")
+    job.refuse_formats("mlx", "exl2", "exl3")
     job.kv_types("bf16", "fp16", "fp32")
     sequences = s.sequences or 1
     context = job.context(default=(s.prompt_length or 4096) + (s.output_length or 0))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from math import ceil
 
-from ..errors import Unknown
+from ..errors import BadInput, Unknown
 from ..ledger import Item, Moment
 from ..tape import Cache, Kernels, numel
 from ..units import GiB, gib
@@ -41,6 +41,9 @@ def account(job: Job) -> Account:
     """What `vllm serve` takes on one GPU, and what its pool holds."""
     s = job.scenario
     job.refuse(*MANY)
+    job.refuse_formats("mlx", "exl2", "exl3")
+    if job.gpu is not None and job.gpu.vendor == "apple":
+        raise BadInput(f"gpu {job.gpu.name}: vLLM does not run on Apple's GPUs; choose --engine llama.cpp")
     job.kv_types(*KV_TYPES)
     version = s.engine_version or VERSION
     running = release(version)

@@ -35,8 +35,8 @@ def forward_of(model_type: str) -> Callable[[Tape, Config], None]:
     return forward
 
 
-def walk(tape: Tape, raw: Mapping[str, object]) -> Tape:
-    """Run the forward pass that `raw` (a config.json) describes on `tape`, and return the tape."""
-    config = Config(raw)
+def walk(tape: Tape, raw: Mapping[str, object], name: str = "config") -> Tape:
+    """Run the forward pass that `raw` (a config.json, called `name` in errors) describes on `tape`, and return the tape."""
+    config = Config(raw, name)
     forward_of(config.text("model_type"))(tape, config)
     return tape
