@@ -6,6 +6,7 @@ A block of output in a page follows a line `<!-- run: vramplan … -->`. The pag
 from __future__ import annotations
 
 import inspect
+import json
 import re
 import shlex
 import subprocess
@@ -19,8 +20,10 @@ import click
 import vramplan.ops
 from vramplan.cli import vramplan as group
 from vramplan.engines import engine, engine_names
+from vramplan.engines.train import framework, framework_names
+from vramplan.estimate import estimate
 from vramplan.measured.validate import Row, Summary, read, replay
-from vramplan.scenario import keys
+from vramplan.scenario import keys, scenario
 from vramplan.units import gib
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -69,6 +72,10 @@ def engines() -> str:
     for name in engine_names():
         found = engine(name)
         parts.append(f"## {name} ({found.VERSION})\n\n{dedent(import_module(found.account.__module__).__doc__ or '').strip()}\n\n")
+    for name in framework_names():
+        found = framework(name)
+        doc = dedent(import_module(found.account.__module__).__doc__ or "").strip()
+        parts.append(f"## Training: {name} ({found.VERSION})\n\n{doc}\n\n")
     return "".join(parts).rstrip() + "\n"
 
 
@@ -130,7 +137,35 @@ def accuracy() -> str:
     every = [row for group_rows in rows.values() for row in group_rows if row.error is not None]
     for row in sorted(every, key=lambda row: -abs(row.error or 0))[:25]:
         lines.append(f"| {row.id} | {row.quantity} | {gib(int(row.predicted or 0))} | {gib(int(row.observed))} | {_percent(row.error)} |\n")
-    return "".join(lines) + UNEXPLAINED
+    return "".join(lines) + traced() + UNEXPLAINED
+
+
+TRACED = """
+## Training steps, traced
+
+Real models, PEFT and bitsandbytes on fake tensors (`data/traced/steps.jsonl`, made by `scripts/trace_matrix.py`); the workspaces
+that kernels take of their own are left out on both sides.
+
+| steps | n | median abs. | largest under | largest over |
+|---|---|---|---|---|
+"""
+
+
+def traced() -> str:
+    """The training steps that were traced with the real code, against the estimate, by method."""
+    groups: dict[str, list[float]] = {}
+    for line in (ROOT / "data" / "traced" / "steps.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        s = row["scenario"]
+        answer = estimate(scenario(s))
+        ours = answer.quantities["peak_allocated"] - answer.ledger.total("workspace")
+        errors = groups.setdefault(f"{s['method']}, {s['precision']}, checkpointing {s.get('checkpointing', 'none')}, {s['attention']}", [])
+        errors.append(ours / (row["peak"] - row["categories"].get("workspace", 0)) - 1)
+    lines = [TRACED]
+    for name, errors in groups.items():
+        middle = sorted(abs(error) for error in errors)[len(errors) // 2]
+        lines.append(f"| {name} | {len(errors)} | {100 * middle:.3f} % | {100 * min(errors):+.2f} % | {100 * max(errors):+.2f} % |\n")
+    return "".join(lines)
 
 
 def _percent(value: float | None) -> str:

@@ -1,7 +1,7 @@
 """Trace training steps of real models (extra `trace`) for a matrix of scenarios, and write their peaks: the referee of the estimate.
 
-`python scripts/trace_matrix.py data/traced/steps.jsonl` appends the cases that the file lacks (about twenty minutes on one core), each in a process
-of its own. The steps are those of transformers' Trainer: two of them, the second is the steady one.
+`python scripts/trace_matrix.py data/traced/steps.jsonl` appends the cases that the file lacks (about twenty minutes on one core), each in a
+process of its own. The steps are those of transformers' Trainer: two of them, the second is the steady one.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ MODELS = (
     "openai-community/gpt2",
     "meta-llama/Llama-3.2-1B",
     "meta-llama/Llama-3.1-8B",
-    "mistralai/Mistral-7B-v0.3",
+    "mistralai/Mistral-7B-Instruct-v0.3",
     "Qwen/Qwen2.5-0.5B",
     "Qwen/Qwen2.5-7B",
     "Qwen/Qwen3-0.6B",
@@ -28,7 +28,7 @@ MODELS = (
     "google/gemma-3-1b-it",
     "microsoft/Phi-3-mini-4k-instruct",
     "allenai/OLMo-2-0425-1B",
-    "ibm-granite/granite-3.1-2b-instruct",
+    "ibm-granite/granite-3.3-2b-instruct",
     "HuggingFaceTB/SmolLM3-3B",
     "EleutherAI/pythia-1b",
     "bigcode/starcoder2-3b",
@@ -38,6 +38,11 @@ MODELS = (
     "Qwen/Qwen1.5-MoE-A2.7B",
 )
 """Small ones mostly: a step of an 8B model takes five seconds more."""
+
+EAGER = ("google/gemma-2-2b",)
+"""transformers runs them with eager attention only (`_supports_sdpa = False`)."""
+
+EXPERTS = ("allenai/OLMoE-1B-7B-0924", "Qwen/Qwen1.5-MoE-A2.7B")
 
 LORA = {"rank": 16, "targets": "all-linear"}
 RECIPES: tuple[dict[str, Any], ...] = (
@@ -69,11 +74,23 @@ RECIPES: tuple[dict[str, Any], ...] = (
 )
 
 
+def left_out(model: str, recipe: dict[str, Any]) -> bool:
+    """Steps that the estimate refuses or the trace cannot make as they are: longer than GPT-2's context; GPT-2's Conv1D in 4 bits, for which
+    the trace has no stand-in; adapters over mixtures of experts.
+    """
+    if model == "openai-community/gpt2":
+        return recipe["sequence_length"] > 1024 or recipe["method"] == "qlora"
+    return model in EXPERTS and (recipe["method"] != "full" or recipe["precision"] == "bf16-mixed")
+
+
 def cases() -> Iterator[dict[str, Any]]:
     """Every scenario of the matrix."""
     for model in MODELS:
         for recipe in RECIPES:
-            yield {"model": model, "task": "train", "engine": "transformers", "optimizer": "adamw-fused", "attention": "sdpa", **recipe}
+            if left_out(model, recipe):
+                continue
+            attention = "eager" if model in EAGER else "sdpa"
+            yield {"model": model, "task": "train", "engine": "transformers", "optimizer": "adamw-fused", "attention": attention, **recipe}
 
 
 def run(asked: dict[str, Any], pipe: Any) -> None:

@@ -151,6 +151,11 @@ def _tape(job: Job, recipe: Recipe) -> Tape:
     job.walk(tape)
     if not tape.caches:
         raise Unknown(f"{job.model.id}: only decoders are estimated in training, this model is an encoder")
+    if recipe.adapters and any(weight.kind == "experts" for weight in tape.weights):
+        raise Unknown(
+            f"method {recipe.method!r} of {job.model.id}: adapters over a mixture of experts are not estimated by this version "
+            "(PEFT adapts fused experts, bitsandbytes leaves them in 16 bits)"
+        )
     if recipe.adapters and not any(weight.part == "adapters" for weight in tape.weights):
         raise BadInput(f"lora.targets {recipe.adapters.targets!r}: no linear layer of {job.model.id} is called so; try all-linear")
     cross_entropy(tape, tape.ops[-1].writes[0])
