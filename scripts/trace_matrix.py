@@ -75,8 +75,8 @@ RECIPES: tuple[dict[str, Any], ...] = (
 
 
 def left_out(model: str, recipe: dict[str, Any]) -> bool:
-    """Steps that the estimate refuses or the trace cannot make as they are: longer than GPT-2's context; GPT-2's Conv1D in 4 bits, for which
-    the trace has no stand-in; adapters over mixtures of experts.
+    """Steps that the estimate refuses or the trace cannot make as they are: longer than GPT-2's context; GPT-2's Conv1D in 4 bits, for
+    which the trace has no stand-in; adapters over mixtures of experts.
     """
     if model == "openai-community/gpt2":
         return recipe["sequence_length"] > 1024 or recipe["method"] == "qlora"

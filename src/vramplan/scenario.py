@@ -122,9 +122,17 @@ _LORA: dict[str, Callable[[str, object], object]] = {
 
 
 def _lora(key: str, value: object) -> Mapping[str, object]:
+    """An object, or on the command line `rank=16,dropout=0.05,targets=q_proj+v_proj`."""
+    if isinstance(value, str):
+        pairs = [part.partition("=") for part in value.split(",") if part.strip()]
+        value = {name.strip(): _lora_text(name.strip(), text.strip()) for name, _, text in pairs}
     if not isinstance(value, dict):
         raise BadInput(f"{key} {_short(value)}: must be an object with {', '.join(_LORA)}")
     return {_known(f"{key}.", name, _LORA): _LORA[name](f"{key}.{name}", entry) for name, entry in value.items()}
+
+
+def _lora_text(name: str, text: str) -> object:
+    return text.split("+") if name == "targets" and text not in ("all-linear", "attention") else text
 
 
 def _known(prefix: str, name: str, allowed: Mapping[str, object]) -> str:
@@ -179,7 +187,7 @@ class Scenario:
     )
     quantization: str | None = _key("of the frozen base: nf4, fp4, int8", _choice("nf4", "fp4", "int8"), "Training")
     double_quant: bool | None = _key("quantise the quantisation constants of nf4 and fp4 too", _flag, "Training")
-    lora: Mapping[str, object] | None = _key("{rank, alpha, dropout, targets, dtype}", _lora, "Training")
+    lora: Mapping[str, object] | None = _key("{rank, alpha, dropout, targets, dtype}, or rank=16,targets=q_proj+v_proj", _lora, "Training")
     optimizer: str | None = _key("adamw, adamw-fused, adamw-8bit, …", _text, "Training")
     optimizer_dtype: str | None = _key("dtype of the optimizer's states", _choice("fp32", "bf16", "fp16", "int8", "fp8"), "Training")
     optimizer_in_backward: bool | None = _key("step inside the backward pass", _flag, "Training")
