@@ -21,6 +21,9 @@ NAMES = ("vllm",)
 ABOUT = "V1 (0.11 and later) on one GPU: pool, pages, windows, hybrid groups; not: several GPUs, LoRA slots, drafts, images when profiling"
 VERSION = "0.21.0"
 OLDEST = (0, 11)
+GRAPHS_COUNTED = (0, 21)
+"""Since then CUDA graphs are profiled and subtracted from the budget ("CUDA graph memory profiling is enabled (default since v0.21.0)")."""
+OUTSIDE = "outside the budget"
 
 UTILIZATION = 0.9
 """`gpu_memory_utilization`'s default: vllm/config/cache.py."""
@@ -40,15 +43,8 @@ KERNELS = Kernels(attention="flash", norm="fused", mlp="merged", rope="inplace",
 def account(job: Job) -> Account:
     """What `vllm serve` takes on one GPU, and what its pool holds."""
     s = job.scenario
-    job.refuse(*MANY)
-    job.refuse_formats("mlx", "exl2", "exl3")
-    if job.gpu is not None and job.gpu.vendor == "apple":
-        raise BadInput(f"gpu {job.gpu.name}: vLLM does not run on Apple's GPUs; choose --engine llama.cpp")
-    job.kv_types(*KV_TYPES)
     version = s.engine_version or VERSION
-    running = release(version)
-    if running < OLDEST:
-        raise Unknown(f"engine_version {version!r}: vLLM before 0.11 is not estimated by this version")
+    running = _checked(job, version)
     large = job.gpu is not None and job.gpu.usable >= 70 * GiB and "a100" not in job.gpu.name.lower()
     max_seqs = s.sequences or (1024 if large else 256)
     batched = s.max_batched_tokens or (8192 if large else 2048)
@@ -56,29 +52,13 @@ def account(job: Job) -> Account:
     utilization = s.gpu_memory_utilization or UTILIZATION
 
     tape = job.tape(sequences=1, tokens=batched, kernels=KERNELS, itemsize=job.itemsize)
-    items = [*weight_items(job, tape, SERVING)]
-    caches = text_caches(tape)
-    items.append(_activations(tape.peak(), job, max_seqs, batched, running))
-    source = "43 start-up logs of vLLM 0.19.0 on H100: 0.24–0.46, median 0.25 GiB"
-    items.append(Item(path=("non-torch",), nbytes=NON_TORCH, alive=SERVING, why="NCCL, cuBLAS and kernels, one GPU", source=source))
+    activations = _activations(tape.peak(), job, max_seqs, batched, running)
     graphs = 0 if s.eager else GRAPHS
-    inside = running >= (0, 21)
-    where = "budget" if inside else "outside the budget"
-    source = "43 start-up logs of vLLM 0.19.0 on H100: 0.67–1.84, median 0.91 GiB; counted in the budget since 0.21"
-    items.append(
-        Item(path=("cuda graphs", where), nbytes=graphs, alive=frozenset({Moment.DECODE}), why="a median, not derived", source=source)
-    )
-    source = "0.51 GiB in vLLM's starting snapshot on H100; about 0.3 GiB on consumer cards"
-    items.append(Item(path=("cuda context", "outside the budget"), nbytes=CONTEXT, alive=SERVING, why="one process", source=source))
-
-    budget_items = sum(i.nbytes for i in items if "outside the budget" not in i.path)
-    outside = sum(i.nbytes for i in items if "outside the budget" in i.path)
-    request = [*_request_items(caches, context, batched, s.kv_dtype, job.dtype)]
-    items += request
-    need = sum(item.nbytes for item in request)
+    fixed = [*weight_items(job, tape, SERVING), activations, *_shapeless(graphs, inside=running >= GRAPHS_COUNTED)]
+    request = [*_request_items(text_caches(tape), context, batched, s.kv_dtype, job.dtype)]
     account = Account(
         tape=tape,
-        items=items,
+        items=[*fixed, *request],
         filled={
             "engine_version": version,
             "sequences": max_seqs,
@@ -87,28 +67,54 @@ def account(job: Job) -> Account:
             "gpu_memory_utilization": utilization,
             "eager": bool(s.eager),
         },
-        facts={
-            "activation_peak": next(i.nbytes for i in items if i.path[0] == "activations"),
-            "non_torch": NON_TORCH,
-            "cuda_graphs": graphs,
-        },
+        facts={"activation_peak": activations.nbytes, "non_torch": NON_TORCH, "cuda_graphs": graphs},
         assumptions=[
             f"vLLM {version}, at most {counted(max_seqs, 'sequence')} and {batched:,} tokens per pass, {utilization:g} of the GPU",
             *_context_assumed(job, context),
         ],
     )
     if job.gpu is not None:
-        budget = int(utilization * job.gpu.usable)
-        pool = budget - budget_items
-        account.room = min(budget + outside, job.gpu.usable)
-        account.facts["kv_cache"] = max(pool, 0)
-        account.facts["process"] = budget_items + outside + max(pool, need)
-        if need:
-            tokens = account.facts["kv_tokens"] = max(pool, 0) * context // need
-            if pool > 0:
-                held = f"{tokens:,} tokens: {pool / need:.1f} sequences of {context:,}"
-                account.remarks.append(f"the cache pool of {gib(pool)} holds {held}")
+        _fill_pool(account, job.gpu.usable, int(utilization * job.gpu.usable), fixed, sum(item.nbytes for item in request), context)
     return account
+
+
+def _checked(job: Job, version: str) -> tuple[int, int]:
+    """The release. Raises BadInput and Unknown as vLLM itself would refuse, and for what is not estimated."""
+    job.refuse(*MANY)
+    job.refuse_formats("mlx", "exl2", "exl3")
+    job.kv_types(*KV_TYPES)
+    if job.gpu is not None and job.gpu.vendor == "apple":
+        raise BadInput(f"gpu {job.gpu.name}: vLLM does not run on Apple's GPUs; choose --engine llama.cpp")
+    running = release(version)
+    if running < OLDEST:
+        raise Unknown(f"engine_version {version!r}: vLLM before 0.11 is not estimated by this version")
+    return running
+
+
+def _shapeless(graphs: int, *, inside: bool) -> list[Item]:
+    """What has no shape: memory that torch does not see, CUDA graphs (`inside` the budget or not), the context."""
+    source = "43 start-up logs of vLLM 0.19.0 on H100: 0.24–0.46, median 0.25 GiB"
+    other = Item(path=("non-torch",), nbytes=NON_TORCH, alive=SERVING, why="NCCL, cuBLAS and kernels, one GPU", source=source)
+    where, alive = "budget" if inside else OUTSIDE, frozenset({Moment.DECODE})
+    source = "43 start-up logs of vLLM 0.19.0 on H100: 0.67–1.84, median 0.91 GiB; counted in the budget since 0.21"
+    captured = Item(path=("cuda graphs", where), nbytes=graphs, alive=alive, why="a median, not derived", source=source)
+    source = "0.51 GiB in vLLM's starting snapshot on H100; about 0.3 GiB on consumer cards"
+    context = Item(path=("cuda context", OUTSIDE), nbytes=CONTEXT, alive=SERVING, why="one process", source=source)
+    return [other, captured, context]
+
+
+def _fill_pool(account: Account, usable: int, budget: int, fixed: list[Item], need: int, context: int) -> None:
+    """The cache pool is what the budget has left; it must hold one sequence of `context` tokens, which takes `need` bytes."""
+    outside = sum(item.nbytes for item in fixed if OUTSIDE in item.path)
+    inside = sum(item.nbytes for item in fixed) - outside
+    pool = budget - inside
+    account.room = min(budget + outside, usable)
+    account.facts["kv_cache"] = max(pool, 0)
+    account.facts["process"] = inside + outside + max(pool, need)
+    if need:
+        tokens = account.facts["kv_tokens"] = max(pool, 0) * context // need
+        if pool > 0:
+            account.remarks.append(f"the cache pool of {gib(pool)} holds {tokens:,} tokens: {pool / need:.1f} sequences of {context:,}")
 
 
 def _context_assumed(job: Job, context: int) -> list[str]:
