@@ -32,13 +32,12 @@ def render(found: Inspection, *, tensors: bool = False) -> str:
         table(["part", "parameters"], [[part, f"{n:,}"] for part, n in sorted(found.parts.items(), key=lambda kv: -kv[1])]),
     ]
     if found.caches:
-        layers: dict[tuple[str, ...], int] = {}
+        layers: dict[str, int] = {}
         for cache in found.caches:
-            window = f"{int(cache.window):,}" if cache.window is not None else "-"
-            row = (cache.name, f"per {cache.per}", shape_label(cache.shape), window, cache.dtype or "KV type")
-            layers[row] = layers.get(row, 0) + len(cache.layers)
-        rows = [[row[0], str(n), *row[1:]] for row, n in layers.items()]
-        lines += ["", table(["kept", "layers", "", "shape", "window", "dtype"], rows), ""]
+            window = f", window of {int(cache.window):,}" if cache.window is not None else ""
+            kept = f"{cache.name} {shape_label(cache.shape)} per {cache.per}{window}, in {cache.dtype or 'the KV type'}"
+            layers[kept] = layers.get(kept, 0) + len(cache.layers)
+        lines += ["", *(line for kept, n in layers.items() for line in wrapped(kept, f"kept     {n:>3} × ")), ""]
         lines += [f"{gib(found.cache_nbytes(tokens)):>12} for one sequence of {tokens:,} tokens in bf16" for tokens in LENGTHS]
     else:
         lines += ["", "keeps nothing between steps"]
