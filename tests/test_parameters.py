@@ -1,7 +1,8 @@
 """The judge of the families: every model of the catalogue has exactly the parameters that were counted for it, part by part.
 
 `data/parameters.jsonl` holds counts of the real classes of transformers 5.23 on the meta device, which agree with the published totals
-(docs/how-an-estimate-is-made.md says how). None of it is computed by vramplan.
+(docs/how-an-estimate-is-made.md says how). None of it is computed by vramplan. Four ids that were
+added later (Llama-3.1-70B-Instruct, 405B-Instruct, GLM-4.5, Qwen3-Next-Thinking) have the config, and so the count, of a relative.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 All layers are on one GPU (-ngl at least the model's layers); token embeddings stay on the host, a tied one is on both sides. Sources:
 `llama-model.cpp`, `llama-kv-cache*.cpp`, `llama-context.cpp` and ggml's graph allocator. The compute buffer is the peak of the tape in fp32
-over `ubatch` tokens with logits of all of them, against which logs agree within 0.1 % (docs/accuracy.md). What it does not know: several
+over `ubatch` tokens with logits of all of them, against which logs agree within 0.15 % (docs/accuracy.md). What it does not know: several
 devices, layers or experts on the host, projectors, drafts; the backend's own pools.
 """
 
