@@ -15,6 +15,7 @@ from importlib import import_module
 from pathlib import Path
 from textwrap import dedent
 
+import claims
 import click
 
 import vramplan.ops
@@ -104,47 +105,75 @@ UNEXPLAINED = """
 """
 
 
+SOURCES = {
+    "aai": "Answer.AI fsdp_qlora",
+    "ao": "torchao",
+    "hf": "Hugging Face BERT guide",
+    "liger": "Liger-Kernel",
+    "litgpt": "LitGPT",
+    "mbridge": "Megatron-Bridge",
+    "swift": "ms-swift",
+    "titan": "torchtitan",
+    "trl": "TRL report",
+}
+"""Who measured training, by the first part of a row's id."""
+
+
 def accuracy() -> str:
     """The measurements that we carry, replayed: signed errors by engine, version and quantity, and the worst rows."""
-    rows: dict[tuple[str, str, str], list[Row]] = {}
-    for measurement in read(ROOT / "data" / "measured" / "infer.jsonl"):
-        given = measurement["scenario"]
-        row = replay(measurement)
-        rows.setdefault((given["engine"], given.get("engine_version", "not stated"), row.quantity), []).append(row)
+    measured = [(m, replay(m)) for name in ("infer", "train") for m in read(ROOT / "data" / "measured" / f"{name}.jsonl")]
+    serving = [(m, row) for m, row in measured if m["scenario"]["task"] == "infer"]
+    training = [(m, row) for m, row in measured if m["scenario"]["task"] == "train"]
     lines = [
         "# Accuracy\n\n",
         MADE,
-        "Measurements of others (`data/measured/infer.jsonl`, each with its public source), on one GPU, replayed with\n",
+        "Measurements of others (`data/measured/`, each with its public source), replayed with `vramplan validate`.\n",
+        "Errors are signed, estimate / measurement - 1; under-prediction is the worse kind.\n\n## Inference\n\n",
+        *_errors(
+            ("engine", "version", "quantity"),
+            [((m["scenario"]["engine"], m["scenario"].get("engine_version", "not stated"), row.quantity), row) for m, row in serving],
+        ),
+        *_worst([row for _, row in serving]),
+        "\n## Training\n\n",
+        *_errors(
+            ("measured by", "engine", "quantity", "confidence"),
+            [((_source(row), m["scenario"]["engine"], row.quantity, row.confidence), row) for m, row in training],
+        ),
+        *_worst([row for _, row in training]),
     ]
-    lines.append("`vramplan validate`. Errors are signed, estimate / measurement - 1; under-prediction is the worse kind.\n\n")
-    header = ("engine", "version", "quantity", "n", "refused", "median abs.", "90 % abs.", "median signed", "under by > 5 %")
-    lines.append(f"| {' | '.join(header)} |\n{'|---' * len(header)}|\n")
-    for (engine_name, version, quantity), group_rows in sorted(rows.items()):
-        s = Summary.of(group_rows)
-        cells = [
-            engine_name,
-            version,
-            quantity,
-            s.n,
-            s.refused,
-            _percent(s.median_abs),
-            _percent(s.p90_abs),
-            _percent(s.median_signed),
-            s.under,
-        ]
-        lines.append(f"| {' | '.join(map(str, cells))} |\n")
-    lines.append("\n## The worst rows\n\n| row | quantity | estimate | measured | error |\n|---|---|---|---|---|\n")
-    every = [row for group_rows in rows.values() for row in group_rows if row.error is not None]
-    for row in sorted(every, key=lambda row: -abs(row.error or 0))[:25]:
-        lines.append(f"| {row.id} | {row.quantity} | {gib(int(row.predicted or 0))} | {gib(int(row.observed))} | {_percent(row.error)} |\n")
     return "".join(lines) + traced() + UNEXPLAINED
+
+
+def _source(row: Row) -> str:
+    return SOURCES[row.id.partition("-")[0]]
+
+
+def _errors(header: tuple[str, ...], named: list[tuple[tuple[str, ...], Row]]) -> list[str]:
+    """A table of errors, a line for each name."""
+    groups: dict[tuple[str, ...], list[Row]] = {}
+    for name, row in named:
+        groups.setdefault(name, []).append(row)
+    columns = (*header, "n", "refused", "median abs.", "90 % abs.", "median signed", "under by > 5 %")
+    lines = [f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|\n"]
+    for name, rows in sorted(groups.items()):
+        s = Summary.of(rows)
+        cells = [*name, s.n, s.refused, _percent(s.median_abs), _percent(s.p90_abs), _percent(s.median_signed), s.under]
+        lines.append(f"| {' | '.join(map(str, cells))} |\n")
+    return lines
+
+
+def _worst(rows: list[Row]) -> list[str]:
+    lines = ["\nThe worst rows:\n\n| row | quantity | estimate | measured | error |\n|---|---|---|---|---|\n"]
+    answered = [row for row in rows if row.error is not None]
+    for row in sorted(answered, key=lambda row: -abs(row.error or 0))[:20]:
+        lines.append(f"| {row.id} | {row.quantity} | {gib(int(row.predicted or 0))} | {gib(int(row.observed))} | {_percent(row.error)} |\n")
+    return lines
 
 
 TRACED = """
 ## Training steps, traced
 
-Real models, PEFT and bitsandbytes on fake tensors (`data/traced/steps.jsonl`, made by `scripts/trace_matrix.py`); the workspaces
-that kernels take of their own are left out on both sides.
+Real models, PEFT and bitsandbytes on fake tensors (`data/traced/steps.jsonl`, made by `scripts/trace_matrix.py`).
 
 | steps | n | median abs. | largest under | largest over |
 |---|---|---|---|---|
@@ -157,10 +186,9 @@ def traced() -> str:
     for line in (ROOT / "data" / "traced" / "steps.jsonl").read_text().splitlines():
         row = json.loads(line)
         s = row["scenario"]
-        answer = estimate(scenario(s))
-        ours = answer.quantities["peak_allocated"] - answer.ledger.total("workspace")
+        ours = estimate(scenario(s)).facts["peak_allocated"]
         errors = groups.setdefault(f"{s['method']}, {s['precision']}, checkpointing {s.get('checkpointing', 'none')}, {s['attention']}", [])
-        errors.append(ours / (row["peak"] - row["categories"].get("workspace", 0)) - 1)
+        errors.append(ours / row["peak"] - 1)
     lines = [TRACED]
     for name, errors in groups.items():
         middle = sorted(abs(error) for error in errors)[len(errors) // 2]
@@ -172,7 +200,19 @@ def _percent(value: float | None) -> str:
     return "" if value is None else f"{100 * value:+.1f} %"
 
 
-PAGES = {"accuracy.md": accuracy, "cli.md": cli, "scenario.md": scenario_page, "engines.md": engines, "formulas.md": formulas}
+def claims_page() -> str:
+    """What people say about memory, and what we say."""
+    return claims.page(ROOT / "data" / "claims.toml", MADE)
+
+
+PAGES = {
+    "accuracy.md": accuracy,
+    "claims.md": claims_page,
+    "cli.md": cli,
+    "scenario.md": scenario_page,
+    "engines.md": engines,
+    "formulas.md": formulas,
+}
 
 
 def main() -> int:

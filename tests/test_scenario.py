@@ -24,7 +24,7 @@ READ = {  # key -> values as given and as read; every documented choice of docs/
     "pipeline_schedule": [(name, name) for name in ("1f1b", "interleaved", "gpipe", "zero-bubble")],
     "offload": [(["optimizer", "parameters"], ("optimizer", "parameters")), ("activations,kv_cache", ("activations", "kv_cache"))],
     "method": [("full", "full"), ("dora", "dora")],
-    "precision": [(name, name) for name in ("fp32", "bf16", "fp16", "bf16-mixed", "fp16-mixed", "fp8-mixed")],
+    "precision": [(name, name) for name in ("fp32", "bf16", "fp16", "bf16-mixed", "fp16-mixed", "bf16-master", "fp8-mixed")],
     "quantization": [(name, name) for name in ("nf4", "fp4", "int8")],
     "double_quant": [(True, True), ("false", False)],
     "lora": [
@@ -33,7 +33,9 @@ READ = {  # key -> values as given and as read; every documented choice of docs/
     ],
     "optimizer": [("paged-adamw-8bit", "paged-adamw-8bit")],
     "optimizer_dtype": [("fp32", "fp32")],
+    "optimizer_rank": [("1k", 1024)],
     "optimizer_in_backward": [(True, True)],
+    "ema": [("yes", True)],
     "micro_batch": [(4, 4)],
     "sequence_length": [("4k", 4096)],
     "gradient_accumulation": [(1, 1)],

@@ -7,11 +7,12 @@ items is the answer, of which the peak, the tree, the verdict and the JSON are v
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
 
+from .allocator import Event, Replay, replay
 from .engines import Account, Job, engine
 from .engines.lines import cache_nbytes, kv_type, text_caches
 from .errors import BadInput, Unknown
@@ -31,9 +32,28 @@ if TYPE_CHECKING:
 FLOATS = ("bf16", "fp16", "fp32")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Share:
+    """What one kind of GPU holds: that of number `rank`, and `count` alike; `room` is what the engine may take of it, None without a GPU."""
+
+    rank: int
+    count: int
+    gpu: Gpu | None
+    room: int | None
+    ledger: Ledger
+
+    @property
+    def headroom(self) -> int | None:
+        """Bytes that are left at the peak; negative where they are missing; None without a GPU."""
+        return None if self.room is None else self.room - self.ledger.peak()[1]
+
+
 @dataclass(frozen=True)
 class Estimate:
-    """The answer: a ledger for the GPU, the scenario with every default filled in, and what was assumed."""
+    """The answer: a ledger for the GPU that breaks first, the scenario with every default filled in, and what was assumed.
+
+    `shares` has every kind of GPU, that one first; `host` is what lies in host memory.
+    """
 
     scenario: Scenario
     model: Model
@@ -43,6 +63,10 @@ class Estimate:
     facts: Mapping[str, int]
     assumptions: tuple[str, ...]
     remarks: tuple[str, ...]
+    events: Callable[[], Sequence[Event]] | None = None
+    outside: int = 0
+    shares: tuple[Share, ...] = ()
+    host: Ledger = Ledger(())
 
     @cached_property
     def peak(self) -> tuple[Moment, int]:
@@ -57,7 +81,16 @@ class Estimate:
     @property
     def fits(self) -> bool | None:
         """Whether the peak is within what the engine may take of the GPU; None without a GPU."""
-        return None if self.headroom is None else self.headroom >= 0
+        if self.room is None or self.headroom is None or self.headroom < 0 or self.reserved is None:
+            return None if self.headroom is None else self.headroom >= 0
+        if self.reserved.max_reserved + self.outside <= self.room:
+            return True
+        return self.events is None or replay(self.events(), capacity=self.room - self.outside).out_of_memory_at is None
+
+    @cached_property
+    def reserved(self) -> Replay | None:
+        """What torch's caching allocator comes to with its default settings, simulated; None where the engine does not tell its order."""
+        return replay(self.events()) if self.events else None
 
     @cached_property
     def quantities(self) -> Mapping[str, int]:
@@ -67,7 +100,16 @@ class Estimate:
             "weights": self.ledger.total("weights", moment=moment),
             "kv_cache": self.ledger.total("kv cache", moment=moment),
             **self.facts,
+            **self._from_the_allocator(),
         }
+
+    def _from_the_allocator(self) -> Mapping[str, int]:
+        """What torch counts as allocated, with the remainders of blocks that it does not split, and as reserved; and the whole process."""
+        if self.reserved is None:
+            return {}
+        reserved = self.reserved.max_reserved
+        allocated = max(self.facts["peak_allocated"], self.reserved.max_allocated)
+        return {"peak_allocated": allocated, "peak_reserved": reserved, "process": reserved + self.outside}
 
     def to_dict(self) -> dict[str, Any]:
         """The answer as JSON-ready data."""
@@ -127,12 +169,16 @@ def _answer(job: Job, account: Account, name: str) -> Estimate:
         "kv_dtype": job.scenario.kv_dtype or "auto",
         **account.filled,
     }
+    worst = Share(rank=account.rank, count=account.count, gpu=job.gpu, room=account.room, ledger=ledger(account.items))
+    others = [Share(rank=d.rank, count=d.count, gpu=d.gpu, room=d.room, ledger=ledger(d.items)) for d in account.others]
     return Estimate(
         scenario=replace(job.scenario, **filled),
         model=job.model,
         gpu=job.gpu,
-        ledger=ledger(account.items),
+        ledger=worst.ledger,
         room=account.room,
+        shares=(worst, *others),
+        host=ledger(account.host),
         facts={**_counts(account.tape, job), **account.facts},
         assumptions=(
             *account.assumptions,
@@ -143,6 +189,8 @@ def _answer(job: Job, account: Account, name: str) -> Estimate:
             *job.model.notes,
         ),
         remarks=tuple(account.remarks),
+        events=account.events,
+        outside=account.outside,
     )
 
 

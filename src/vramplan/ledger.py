@@ -11,13 +11,15 @@ from enum import Enum
 
 
 class Moment(Enum):
-    """The moments of a run at which memory is looked at, in their order."""
+    """The moments of a run at which memory is looked at, in their order: `REFERENCE` is a reference model's pass over a training batch."""
 
     LOAD = "load"
     PROFILE = "profile"
     PREFILL = "prefill"
     DECODE = "decode"
+    GENERATE = "generate"
     FORWARD = "forward"
+    REFERENCE = "reference"
     LOSS = "loss"
     BACKWARD = "backward"
     STEP = "step"

@@ -3,74 +3,201 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
-from .ops.lora import lora
-from .tape import Tape, Tensor, Weight, numel
+from .errors import BadInput
+from .ops.lora import Adapter
+from .ops.packed import Packed
+from .tape import Weight
 
-ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj", "c_attn", "query_key_value", "qkv_proj", "Wqkv", "dense", "out_proj", "W_pack")
-"""What people mean by the attention's projections, by the last part of a module's name."""
+_MIXTRAL, _QWEN = ("gate", "w1", "w3", "w2"), ("gate", "gate_proj", "up_proj", "down_proj")
+FUSED: Mapping[str, tuple[str, ...]] = {
+    **dict.fromkeys(("mixtral", "minimax", "minimax_m2"), _MIXTRAL),
+    **dict.fromkeys(("afmoe", "deepseek_v2", "deepseek_v3", "deepseek_v32", "dots1", "ernie4_5_moe", "glm4_moe", "glm4_moe_lite"), _QWEN),
+    **dict.fromkeys(("glm_moe_dsa", "glm4v_moe", "longcat_flash", "solar_open", "mellum", "qwen3_moe", "qwen3_omni_moe"), _QWEN),
+    **dict.fromkeys(("qwen3_next", "hunyuan_v1_moe", "flex_olmo", "olmoe", "exaone_moe", "cohere2_moe"), _QWEN),
+}
+"""Linear layers of transformers 4 by model type, for which PEFT puts adapters on the router's and the experts' stacked parameters.
+
+It does so wherever these names are asked for, `all-linear` among them, and then leaves plain layers of these names without any. Source:
+PEFT 0.21 `utils/transformers_weight_conversion.py` _MOE_TARGET_MODULE_MAPPING; transformers 5.23 `conversion_mapping.py`.
+"""
+
+ADAPTERS: Mapping[str, str] = {"lora": "lora", "rslora": "rslora", "dora": "dora", "qlora": "lora"}
+"""Methods that train adapters beside a frozen base, and the variant of LoRA that each names."""
+
+
+def implied(quantization: str | None, lora: Mapping[str, object] | None) -> str:
+    """The method where none is named: what the scenario's other keys ask for."""
+    return "qlora" if quantization else "lora" if lora else "full"
+
+
+def variant(method: str, lora: Mapping[str, object]) -> str:
+    """lora, rslora or dora: what an adapter method names, or `lora.variant`. Raises BadInput where the two disagree."""
+    named, asked = ADAPTERS[method], lora.get("variant")
+    if asked is not None and named not in ("lora", asked):
+        raise BadInput(f"lora.variant {asked!r}: method {method!r} says otherwise; leave one of them out")
+    return str(asked or named)
+
+
+def packed_as(method: str, quantization: str | None) -> str | None:
+    """The number format of the frozen base's linear layers: what `quantization` says, nf4 for qlora, None for 16 bits."""
+    return quantization or ("nf4" if method == "qlora" else None)
+
+
+def shortened(module: str) -> str:
+    """A module's path without the numbers of layers and experts."""
+    return re.sub(r"\.\{[ie]\}", "", module)
+
+
+def ends(module: str, names: Iterable[str]) -> bool:
+    """Whether the path `module` is one of `names`, or ends in it after a dot; numbers of layers and experts are left out of paths.
+
+    >>> ends("model.layers.{i}.self_attn.q_proj", ["q_proj"]), ends("model.layers.{i}.self_attn.q_proj", ["proj"])
+    (True, False)
+    """
+    path = shortened(module)
+    return any(path == name or path.endswith(f".{name}") for name in names)
+
+
+def inside(name: str, modules: Iterable[str]) -> bool:
+    """Whether the weight `name` stands in one of `modules`, each given by its name or the end of its path.
+
+    >>> inside("model.layers.{i}.mlp.up_proj.weight", ["mlp"]), inside("model.norm.weight", ["layers.norm"])
+    (True, False)
+    """
+    return any(f".{module}." in f".{name}." for module in modules)
+
+
+Towers = Literal["frozen", "projector", "trained"]
+"""What of a tower for another modality trains: nothing, what carries its output over to the language model, or all of it."""
+
+
+def reaches(towers: Towers, weight: Weight) -> bool:
+    """Whether training reaches `weight`: those of the language model always."""
+    return weight.tower is None or towers == "trained" or (towers == "projector" and weight.part == "projector")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Full:
-    """Every weight trains but those of towers; `frozen` towers are what vision-language fine-tuning keeps."""
+    """Every weight trains, in a tower if `towers` says so, but not those of `frozen` modules."""
+
+    frozen: tuple[str, ...] = ()
+    towers: Towers = "trained"
 
     def trains(self, weight: Weight) -> bool:
-        return weight.kind != "buffer" and weight.tower is None
+        return weight.kind != "buffer" and reaches(self.towers, weight) and not inside(weight.name, self.frozen)
 
     def inputs_need_gradients(self) -> bool:
         return False
 
-    def unpacked(self, weight: Weight) -> int:
-        return 0
+    def copies(self, module: str) -> bool:
+        return False
 
-    def adapt(self, tape: Tape, x: Tensor, y: Tensor, weight: Weight) -> Tensor:
-        return y
+    def packed(self, weight: Weight) -> Packed | None:
+        return None
+
+    def adapter(self, module: str, weight: Weight) -> Adapter | None:
+        return None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Frozen:
+    """Nothing trains: a reference model, or the policy with its adapters switched off. Linear layers are stored as `base` says."""
+
+    base: Packed | None = None
+
+    def trains(self, weight: Weight) -> bool:
+        return False
+
+    def inputs_need_gradients(self) -> bool:
+        return False
+
+    def copies(self, module: str) -> bool:
+        return False
+
+    def packed(self, weight: Weight) -> Packed | None:
+        return self.base if weight.kind == "linear" and len(weight.shape) == 2 else None
+
+    def adapter(self, module: str, weight: Weight) -> Adapter | None:
+        return None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Adapters:
-    """LoRA and QLoRA: low-rank adapters beside frozen linear layers, and modules that train whole (`modules_to_save`).
+    """LoRA and its variants: low-rank adapters beside frozen layers, and modules of which a copy trains whole (`modules_to_save`).
 
-    `targets`: `all-linear` (every linear layer but the head, as PEFT), `attention`, or endings of module names. `packed`: bytes of an
-    element that 4-bit layers are unpacked into, 0 for plain ones. `itemsize`: bytes of an adapter's element.
+    `targets`: `all-linear` (every linear layer but the head, as PEFT), `attention`, or names of modules or the ends of their paths.
+    `base`: how the frozen linear layers are stored, None for plain ones. `dtype`: the adapters' own. `fused`: names of linear layers of
+    transformers 4 that PEFT looks for in the experts' stacked matrices (`FUSED`); empty where it does not.
     """
 
     rank: int
-    itemsize: int
-    dropout: float
-    targets: str | tuple[str, ...]
+    dtype: str
+    dropout: float = 0.0
+    variant: str = "lora"
+    targets: str | tuple[str, ...] = "all-linear"
     saved_modules: tuple[str, ...] = ()
-    packed: int = 0
+    base: Packed | None = None
     checkpointing: bool = False
+    fused: tuple[str, ...] = ()
+    towers: Towers = "trained"
+
+    @property
+    def assumptions(self) -> list[str]:
+        """The choices in words."""
+        kind = {"lora": "LoRA", "rslora": "rsLoRA", "dora": "DoRA"}[self.variant]
+        targets = self.targets if isinstance(self.targets, str) else ", ".join(self.targets)
+        lines = [f"{kind} of rank {self.rank} in {self.dtype} on {targets}"]
+        if self.base and self.base.eight:
+            lines.append("LLM.int8(): no input beyond its threshold of 6")
+        elif self.base:
+            lines.append(f"{self.base.kind} {'with' if self.base.double else 'without'} double quantisation")
+        return lines
 
     def trains(self, weight: Weight) -> bool:
-        if weight.part == "adapters":
-            return True
-        module = weight.name.removesuffix(".weight")
-        return any(module == name or module.endswith(f".{name}") for name in self.saved_modules)
+        return weight.part == "adapters" or self.copies(weight.name.rpartition(".")[0])
 
     def inputs_need_gradients(self) -> bool:
         return self.checkpointing
 
-    def unpacked(self, weight: Weight) -> int:
-        quantised = self.packed and weight.kind == "linear" and len(weight.shape) == 2 and weight.part != "adapters"
-        return numel(weight.shape) * self.packed if quantised else 0
+    def copies(self, module: str) -> bool:
+        return ends(module, self.saved_modules)
 
-    def targeted(self, weight: Weight) -> bool:
-        """Whether `weight`'s layer gets an adapter: linear layers of the language model only, experts and routers never."""
-        if weight.tower is not None or weight.kind not in ("linear", "head") or len(weight.shape) != 2:
+    def packed(self, weight: Weight) -> Packed | None:
+        kinds = ("linear", "head") if self.base and self.base.head else ("linear",)
+        return self.base if weight.kind in kinds and len(weight.shape) == 2 and weight.part != "adapters" else None
+
+    def adapter(self, module: str, weight: Weight) -> Adapter | None:
+        if not self.targeted(module, weight):
+            return None
+        return Adapter(
+            rank=self.rank,
+            itemsize=4 if self.dtype == "fp32" else 2,
+            dtype=self.dtype,
+            dropout=self.dropout,
+            dora=self.variant == "dora",
+            packed=self.packed(weight),
+        )
+
+    def targeted(self, module: str, weight: Weight) -> bool:
+        """Whether `module` gets an adapter: linear layers and embeddings, a tower's too; of what PEFT looks for in experts, nothing."""
+        if not reaches(self.towers, weight) or len(weight.shape) != 2 or self.copies(module):
             return False
-        module = re.sub(r"\.\{[ie]\}", "", weight.name.removesuffix(".weight"))
         last = module.rpartition(".")[2]
+        if last in self.fused:
+            return weight.kind in ("router", "experts") and self.wanted(last)
         if self.targets == "all-linear":
             return weight.kind == "linear"
         if self.targets == "attention":
-            return weight.part == "attention" and last in ATTENTION
-        return any(module == name or module.endswith(f".{name}") for name in self.targets)
+            parent = module.rpartition(".")[0].lower()
+            return weight.kind == "linear" and ("attn" in parent or "attention" in parent)
+        return weight.kind in ("linear", "head", "embed") and ends(module, self.targets)
 
-    def adapt(self, tape: Tape, x: Tensor, y: Tensor, weight: Weight) -> Tensor:
-        if not self.targeted(weight):
-            return y
-        return lora(tape, x, y, weight, rank=self.rank, itemsize=self.itemsize, dropout=self.dropout, packed=bool(self.unpacked(weight)))
+    def wanted(self, name: str) -> bool:
+        """Whether a linear layer of transformers 4, called `name`, is asked for, which is no layer of its own any more."""
+        return self.targets == "all-linear" or (
+            not isinstance(self.targets, str) and any(ends(name, [t.rpartition(".")[2]]) for t in self.targets)
+        )

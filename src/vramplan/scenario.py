@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from functools import cache
-from typing import Any
+from typing import Any, Literal
 
 from .errors import BadInput, nearest
 from .units import parse_size
@@ -91,6 +91,17 @@ def _numbers(key: str, value: object) -> tuple[float, ...]:
     return tuple(_number(-1e-9, 1e9)(key, entry) for entry in entries)
 
 
+def _pixels(key: str, value: object) -> tuple[int, int]:
+    """Height and width, from `"896"` or `"1024x768"`, which is wide and then high."""
+    sides = [side.strip() for side in str(value).lower().split("x")]
+    if isinstance(value, bool) or len(sides) > 2 or not all(side.isascii() and side.isdigit() and 0 < len(side) < 6 for side in sides):
+        raise BadInput(f"{key} {_short(value)}: must be pixels, such as 896, or width and height as 1024x768")
+    width, height = int(sides[0]), int(sides[-1])
+    if not (1 <= width <= 65536 and 1 <= height <= 65536):
+        raise BadInput(f"{key} {_short(value)}: must be from 1 to 65536 pixels")
+    return height, width
+
+
 def _size(key: str, value: object) -> int:
     if not isinstance(value, str | int) or isinstance(value, bool):
         raise BadInput(f"{key} {_short(value)}: must be a size such as 24GiB")
@@ -118,6 +129,7 @@ _LORA: dict[str, Callable[[str, object], object]] = {
     "dropout": _number(-1e-9, 1),
     "targets": lambda key, value: value if value in ("all-linear", "attention") else _texts()(key, value),
     "dtype": _choice("fp32", "bf16", "fp16"),
+    "variant": _choice("lora", "rslora", "dora"),
 }
 
 
@@ -180,24 +192,54 @@ class Scenario:
     )
 
     method: str | None = _key("full, lora, qlora, dora, …", _text, "Training")
+    objective: str | None = _key("sft, or as TRL's trainers: dpo, orpo, kto, reward, grpo", _text, "Training")
+    reference: str | None = _key(
+        "what dpo, kto and grpo compare with: model, adapter-off, precomputed, none",
+        _choice("model", "adapter-off", "precomputed", "none"),
+        "Training",
+    )
+    group_size: int | None = _key("generations for each prompt (grpo)", _integer(2), "Training")
+    generation: str | None = _key(
+        "who makes completions (grpo): transformers in-process, vllm on the same GPU (vllm-sleep: asleep while it trains), a server elsewhere",
+        _choice("in-process", "vllm", "vllm-sleep", "server"),
+        "Training",
+    )
     precision: str | None = _key(
-        "fp32, bf16, fp16 (pure), bf16-mixed, fp16-mixed, fp8-mixed",
-        _choice("fp32", "bf16", "fp16", "bf16-mixed", "fp16-mixed", "fp8-mixed"),
+        "fp32, bf16, fp16 (pure), bf16-mixed, fp16-mixed, bf16-master (fp32 copy of the weights), fp8-mixed",
+        _choice("fp32", "bf16", "fp16", "bf16-mixed", "fp16-mixed", "bf16-master", "fp8-mixed"),
         "Training",
     )
     quantization: str | None = _key("of the frozen base: nf4, fp4, int8", _choice("nf4", "fp4", "int8"), "Training")
     double_quant: bool | None = _key("quantise the quantisation constants of nf4 and fp4 too", _flag, "Training")
-    lora: Mapping[str, object] | None = _key("{rank, alpha, dropout, targets, dtype}, or rank=16,targets=q_proj+v_proj", _lora, "Training")
+    lora: Mapping[str, object] | None = _key(
+        "{rank, alpha, dropout, targets, dtype, variant}, or rank=16,targets=q_proj+v_proj", _lora, "Training"
+    )
     optimizer: str | None = _key("adamw, adamw-fused, adamw-8bit, …", _text, "Training")
     optimizer_dtype: str | None = _key("dtype of the optimizer's states", _choice("fp32", "bf16", "fp16", "int8", "fp8"), "Training")
+    optimizer_rank: int | None = _key("rank of the optimizer's projections (GaLore)", _integer(), "Training")
+    ema: bool | None = _key("a running average of the trained weights is kept", _flag, "Training")
     optimizer_in_backward: bool | None = _key("step inside the backward pass", _flag, "Training")
     micro_batch: int | None = _key("sequences per GPU and pass", _integer(), "Training")
     sequence_length: int | None = _key("tokens per training sequence", _integer(), "Training")
     gradient_accumulation: int | None = _key("passes per step", _integer(), "Training")
     checkpointing: str | None = _key("of activations", _choice("none", "full", "selective"), "Training")
-    loss: str | None = _key("plain, chunked or fused", _choice("plain", "chunked", "fused"), "Training")
+    checkpoint_every: int | None = _key("each k-th layer is checkpointed, the others keep everything", _integer(), "Training")
+    loss: str | None = _key(
+        "plain, chunked, fused (with the head, as Liger), cut (cut cross-entropy)", _choice("plain", "chunked", "fused", "cut"), "Training"
+    )
     trained_modules: tuple[str, ...] | None = _key("embeddings or heads trained beside LoRA", _texts(), "Training")
+    frozen_modules: tuple[str, ...] | None = _key(
+        "modules that full fine-tuning leaves as they are, such as embed_tokens", _texts(), "Training"
+    )
+    images: int | None = _key("images in each training sequence, among its tokens", _integer(0, 4096), "Training")
+    image_size: tuple[int, int] | None = _key("of the images in pixels, such as 896, or width and height as 1024x768", _pixels, "Training")
+    tower: Literal["frozen", "projector", "trained"] | None = _key(
+        "what of a vision tower trains: frozen, projector, or trained as the method says", _choice("frozen", "projector", "trained"), "Training"
+    )
+    kbit_preparation: bool | None = _key("PEFT's prepare_model_for_kbit_training over a quantised base", _flag, "Training")
+    head: str | None = _key("what an encoder is trained with", _choice("classification", "mlm"), "Training")
     attention: str | None = _key("attention kernel", _choice("eager", "sdpa", "flash"), "Kernels")
+    kernels: str | None = _key("native, or liger (Liger Kernel)", _choice("native", "liger"), "Kernels")
     compile: bool | None = _key("torch.compile", _flag, "Kernels")
 
     weights: str | None = _key("number format of the weights, such as bf16, fp8, awq, nf4, Q4_K_M", _text, "Inference")
@@ -218,6 +260,12 @@ class Scenario:
     cpu_moe_layers: int | None = _key("layers whose experts stay on the CPU, --n-cpu-moe (llama.cpp)", _integer(0), "llama.cpp")
     tensor_split: tuple[float, ...] | None = _key("shares of the GPUs, -ts (llama.cpp)", _numbers, "llama.cpp")
     override_tensor: tuple[str, ...] | None = _key("pattern=device, -ot (llama.cpp)", _texts(), "llama.cpp")
+    split_mode: str | None = _key("how GPUs share the model, -sm (llama.cpp)", _choice("none", "layer", "row", "tensor"), "llama.cpp")
+    kv_unified: bool | None = _key("one cache for all slots, -kvu (llama.cpp)", _flag, "llama.cpp")
+    swa_full: bool | None = _key("full-size cache for sliding windows, --swa-full (llama.cpp)", _flag, "llama.cpp")
+    kv_offload: bool | None = _key("whether the cache is on the GPUs; no is -nkvo (llama.cpp)", _flag, "llama.cpp")
+    op_offload: bool | None = _key("whether GPUs take large operations over host weights; no is --no-op-offload (llama.cpp)", _flag, "llama.cpp")
+    mmproj: bool | None = _key("a projector for images or sound is loaded too, --mmproj (llama.cpp)", _flag, "llama.cpp")
 
 
 @cache

@@ -7,10 +7,17 @@ sweeps over these lists. The tape knows no number formats (formats/), no engines
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Literal, Protocol
+
+if TYPE_CHECKING:
+    from .ops.lora import Adapter
+    from .ops.packed import Packed
+
+ORIGINAL = ".original"
+"""What the name of a frozen weight ends in, of which a copy trains."""
 
 
 class Dim(int):
@@ -73,7 +80,8 @@ class Weight:
     `name` is its name in the checkpoint, `{i}` standing for the layer and `{e}` for the expert; `shape` is that of one matrix,
     `(out, in)`, or `(n,)`; `kind` says what quantisation schemes ask: an nn.Linear (`linear`, `router`, `head`), an expert's matrix, an
     embedding, a convolution, anything 1-D or special (`norm`), or a persistent buffer (loaded, but no parameter). A `tied` embedding is the
-    head's matrix too. `copies` experts hold it, of which a token reads `active`. A `trained` one gets a gradient.
+    head's matrix too. `copies` experts hold it, of which a token reads `active`. A `trained` one gets a gradient. One that joins the
+    projections of queries, keys and values has their widths as `parts`.
     """
 
     name: str
@@ -87,6 +95,7 @@ class Weight:
     tower: str | None = None
     tied: bool = False
     trained: bool = True
+    parts: tuple[int, ...] = ()
 
     @property
     def repeats(self) -> int:
@@ -136,7 +145,9 @@ class Tensor:
     """An activation: `itemsize` bytes per element, alive from op `born` to op `last`, in each of `repeats` layers.
 
     A view shares the storage of `base`; the backward pass needs `saved` of its instances, and makes a gradient for it where `grad` is set.
-    One that is `cached` stays until the forward pass ends, checkpointing or not.
+    One that is `cached` stays until the forward pass ends, one that is `pinned` until its backward pass, checkpointing or not. The input of
+    a repeated layer `follows` that of the first; one without a gradient in the first layer is `late`, and `spared` if backward does not
+    need it there.
     """
 
     name: str
@@ -150,6 +161,10 @@ class Tensor:
     saved: int = 0
     grad: bool = False
     cached: bool = False
+    pinned: bool = False
+    follows: Tensor | None = None
+    late: bool = False
+    spared: bool = False
 
     @property
     def nbytes(self) -> int:
@@ -165,7 +180,9 @@ class Op:
     """One step: what it reads and writes, the weights it reads, its FLOPs (for one layer), in how many layers it runs.
 
     `keeps` are the tensors that its backward pass needs; `workspace` bytes live only while it runs, and `backward_workspace` while its
-    backward pass does; one that `passes` hands the gradient on as it is, without a new tensor.
+    backward pass does; one that `passes` hands the gradient on as it is, without a new tensor, to inputs as large. Its backward
+    pass may write over what it was given (`gradient`) or over what it `kept`, in place of new tensors. One that is not torch's own may keep
+    what it needs by itself, out of checkpointing's reach: the tensors that it `pins` (None: torch keeps all).
     """
 
     name: str
@@ -181,6 +198,8 @@ class Op:
     workspace: int = 0
     backward_workspace: int = 0
     passes: bool = False
+    overwrites: Literal["", "gradient", "kept"] = ""
+    pins: tuple[Tensor, ...] | None = None
 
     @property
     def moved(self) -> int:
@@ -189,26 +208,58 @@ class Op:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Picture:
+    """One image as a model takes it: `pixels`, the shape of what the processor hands over for it, in fp32; `grid`, the rows and columns of
+    patches that it is cut into; and the `tokens` that stand for it in the sequence.
+    """
+
+    pixels: tuple[int, ...]
+    grid: tuple[int, int]
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Kernels:
     """Which variant of an op runs: given once per engine, and by the user's `attention`.
 
-    `norm`: `upcast` (transformers' own RMSNorm goes through fp32) or `fused`; `mlp`: `eager` (gate, activation, product each a tensor)
-    or `merged` (one gate-and-up projection, one fused activation); `rope`: `eager` or `inplace`; `mla`: past latents `expanded` to heads
+    `norm`: `upcast` (transformers' own RMSNorm goes through fp32), `fp32` (its weight is applied there too), `fused` (torch's kernel),
+    `triton` (another) or `inplace` (likewise, with its gradient in place); `mlp`: `eager` (gate, activation, product each a tensor, some activations in pieces), `plain` (each
+    activation one kernel), `fused` (activation and product one kernel) or `merged` (one gate-and-up projection too); `rope`: `eager`, `concatenated`, `stacked` or `inplace`; `mla`: past latents `expanded` to heads
     (transformers), or the expansion `absorbed` into the query (serving engines); `logits`: of the last token, of all, or of all with an
-    fp32 copy; `frames`: Python's frames hold a module's arguments until it returns, or each tensor is freed at its last use.
+    fp32 copy; `frames`: Python's frames hold a module's arguments until it returns, or each tensor is freed at its last use; `kv`: kernels
+    of attention take `grouped` keys and values, or sdpa gets copies `repeated` to all heads where there are
+    several, or `expanded` always; `softmax`: 16-bit scores are `copied` to fp32
+    for theirs (bf16), or converted within the kernel (fp16, `fused`); `rotary`: cosines and sines are `shared` by all layers, each makes its
+    `own`, or takes them of those `cached` for every position; `experts`: one `grouped` product, or a `looped` module for each;
+    `softmax_keeps`: its output for backward, or `both` that and its input; `padding_mask`: eager attention of encoders has one where
+    `needed`, or `always`; `layout`: sdpa takes queries `by token`, as they are projected, or a copy `by head`. `qkv`: the
+    projections of queries, keys and values are those that are `stored`, or `joined` in one, or `split`; `gate_up`, likewise; `tied`: whether
+    a tied head shares the embedding's matrix; `dropout`: whether anything is dropped in training.
     """
 
     attention: Literal["eager", "inplace", "sdpa", "flash"] = "sdpa"
-    norm: Literal["upcast", "fused"] = "upcast"
-    mlp: Literal["eager", "merged"] = "eager"
-    rope: Literal["eager", "inplace"] = "eager"
+    norm: Literal["upcast", "fp32", "fused", "triton", "inplace"] = "upcast"
+    mlp: Literal["eager", "plain", "fused", "merged"] = "eager"
+    rope: Literal["eager", "concatenated", "stacked", "inplace"] = "eager"
     mla: Literal["expanded", "absorbed"] = "expanded"
     logits: Literal["last", "all", "all-fp32"] = "last"
     frames: Literal["held", "freed"] = "held"
+    kv: Literal["grouped", "repeated", "expanded"] = "grouped"
+    softmax: Literal["copied", "fused"] = "copied"
+    rotary: Literal["shared", "own", "cached"] = "shared"
+    experts: Literal["grouped", "looped"] = "grouped"
+    softmax_keeps: Literal["output", "both"] = "output"
+    padding_mask: Literal["needed", "always"] = "needed"
+    layout: Literal["by token", "by head"] = "by token"
+    qkv: Literal["stored", "joined", "split"] = "stored"
+    gate_up: Literal["stored", "split"] = "stored"
+    tied: bool = True
+    softcap: bool = True
+    dropout: bool = True
 
 
 class Method(Protocol):
-    """How a model is trained, where it is: what trains, what stands beside a linear layer, what its weight has to be unpacked into."""
+    """How a model is trained, where it is: what trains, what stands beside a layer, how its weight is stored."""
 
     def trains(self, weight: Weight) -> bool:
         """Whether `weight` gets a gradient."""
@@ -218,12 +269,16 @@ class Method(Protocol):
         """Whether the embeddings' output needs a gradient though they do not train (checkpointing over frozen layers)."""
         ...
 
-    def unpacked(self, weight: Weight) -> int:
-        """Bytes that `weight` is unpacked into while it is used, forward and backward; 0 for a plain one."""
+    def copies(self, module: str) -> bool:
+        """Whether a copy of `module` trains, beside the original, which is frozen."""
         ...
 
-    def adapt(self, tape: Tape, x: Tensor, y: Tensor, weight: Weight) -> Tensor:
-        """`y` = x Wᵀ with what the method adds to it."""
+    def packed(self, weight: Weight) -> Packed | None:
+        """How `weight` is stored; None for a plain one."""
+        ...
+
+    def adapter(self, module: str, weight: Weight) -> Adapter | None:
+        """What stands beside `module` and its `weight`, if anything does."""
         ...
 
 
@@ -231,7 +286,13 @@ class Method(Protocol):
 class Tape:
     """A forward pass of `sequences` × `tokens` new tokens, each sequence with `past` tokens in its cache.
 
-    Tensors have `itemsize` bytes per element; under `autocast` (its itemsize; 0 is off) matrix products and attention go down to that.
+    Tensors have `itemsize` bytes per element; under `autocast` (its itemsize; 0 is off) matrix products and attention go down to that,
+    linear layers to `fp8`.
+    Each sequence has `images` among its tokens, of `image_size` (height and width in pixels; None is what the model was made for): a family
+    that runs its tower for them says what it makes of one, its `picture`, and how what comes of them is `merging` with the embeddings.
+    In training a share of attention's probabilities is dropped (`attention_dropout`). An encoder is trained with the `head` named here, in
+    place of the one that its config names. `positions` is the most that the model was made for. `untold` is what a family does not describe
+    of a training step.
     """
 
     sequences: Dim
@@ -249,9 +310,22 @@ class Tape:
     frames: list[list[Tensor]] = field(default_factory=lambda: [[]])
     tables: list[Tensor] = field(default_factory=list)
     in_tower: str | None = None
+    tower_part: str = ""
+    idle: str | None = None
+    towers: dict[str, range] = field(default_factory=dict)
+    without_gradients: bool = False
     region: int = 0
     method: Method | None = None
     autocast: int = 0
+    fp8: bool = False
+    images: int = 0
+    image_size: tuple[int, int] | None = None
+    picture: Picture | None = None
+    merging: Callable[[Tensor], Tensor] | None = None
+    attention_dropout: float = 0.0
+    head: Literal["classification", "mlm"] | None = None
+    positions: int = 0
+    untold: str = ""
 
     # ---- where we are -----------------------------------------------------------------
     @contextmanager
@@ -273,20 +347,25 @@ class Tape:
         self.frames[-1].append(x)
         return x
 
-    def cast_weights(self, weights: tuple[Weight, ...]) -> tuple[Tensor, ...]:
-        """Under autocast, copies of `weights` in the lower precision: cached until the forward pass ends, and kept for backward."""
-        if not self.autocast:
-            return ()
-        casts = [self.tensor(f"{weight.name}.autocast", (weight.copies, *weight.shape), self.autocast) for weight in weights]
-        for cast in casts:
-            cast.saved, cast.cached = self.repeats, True
+    def cast_weights(self, weights: tuple[Weight, ...], kept: bool, late: bool = False) -> tuple[Tensor, ...]:
+        """Under autocast, copies of `weights` in the lower precision, `kept` for backward where the input gets a gradient (`late` as it does).
+
+        Those of weights that train are cached until the forward pass ends. Source: `cached_cast`, aten/src/ATen/autocast_mode.cpp.
+        """
+        casts = []
+        for weight in weights if self.autocast else ():
+            if {"fp32": 4, "bf16": 2, "fp16": 2}.get(weight.dtype or "", self.itemsize) > self.autocast:
+                cast = self.tensor(f"{weight.name}.autocast", (weight.copies, *weight.shape), self.autocast)
+                cast.saved, cast.cached = self.repeats * (kept or weight.trained), weight.trained
+                cast.spared = late and not weight.trained
+                casts.append(cast)
         return tuple(casts)
 
-    def shared(self, name: str, shape: tuple[int, ...]) -> Tensor:
+    def shared(self, name: str, shape: tuple[int, ...], itemsize: int = 0) -> Tensor:
         """A tensor that all layers use, such as rotary tables: made once, kept until the outermost module returns."""
         found = next((tensor for tensor in self.tables if tensor.name == name and tensor.shape == shape), None)
         if found is None:
-            found = self.tensor(name, shape)
+            found = self.tensor(name, shape, itemsize)
             found.repeats = 1
             self.tables.append(found)
             self.frames[min(1, len(self.frames) - 1)].append(found)
@@ -304,19 +383,58 @@ class Tape:
         first = x
         if len(indices) > 1:
             first = self.tensor(f"{name}.input", x.shape, x.itemsize)
+            first.follows = x.storage
             first.grad = True  # of the layers after the first: something before them trains, or nothing does
+            first.late = not x.storage.grad
+        start = len(self.ops)
         with self.module(f"{name}.{{i}}"):
             yield self.hold(first)
+        if self.method and not x.storage.grad and not any(weight.trained for op in self.ops[start:] for weight in op.weights):
+            self._detach(first, start)
         self.repeated = before
         self.region += 1
 
     @contextmanager
-    def tower(self, name: str) -> Iterator[None]:
-        """Inside a tower for another modality: its weights count, its activations only when that modality is used."""
-        before = self.in_tower
-        self.in_tower = name
+    def tower(self, name: str, *, part: str | None = None, runs: bool = False) -> Iterator[None]:
+        """Inside a tower for another modality: its weights count, its activations only when that modality is used and it `runs`."""
+        before = self.in_tower, self.tower_part, self.idle
+        self.in_tower, self.tower_part, self.idle = name, part or f"{name} tower", None if runs else name
+        start = len(self.ops)
         yield
-        self.in_tower = before
+        self.in_tower, self.tower_part, self.idle = before
+        if runs:
+            self.towers[name] = range(min(start, self.towers.get(name, range(start, start)).start), len(self.ops))
+
+    def _detach(self, first: Tensor, start: int) -> None:
+        """Nothing trains in layers that were walked from op `start`, nor before them: their input `first` needs no gradient after all."""
+        first.grad = False
+        for op in self.ops[start:]:
+            for tensor in op.keeps:
+                tensor.saved = 0 if tensor.born >= start else tensor.saved
+            op.writes[0].grad, op.keeps = False, ()
+
+    def merged(self, x: Tensor) -> Tensor:
+        """The tokens' embeddings `x` with what comes of images in its place, where a family said so: its tower runs here, once."""
+        if self.merging is None:
+            return x
+        merging, self.merging = self.merging, None
+        return merging(x)
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Outside of all modules, for what the outermost one runs between two of the inner ones."""
+        before, self.prefix = self.prefix, ""
+        self.region += 1
+        yield
+        self.region += 1
+        self.prefix = before
+
+    @contextmanager
+    def unused(self) -> Iterator[None]:
+        """What runs though nothing comes of it: no gradient passes, and its weights get none."""
+        before, self.without_gradients = self.without_gradients, True
+        yield
+        self.without_gradients = before
 
     @property
     def repeats(self) -> int:
@@ -332,21 +450,24 @@ class Tape:
             name=self.prefix + name,
             shape=shape,
             kind=kind,
-            part=f"{self.in_tower} tower" if self.in_tower else _PARTS.get(kind, self.part),
+            part=self.tower_part if self.in_tower and self.part != "adapters" else _PARTS.get(kind, self.part),
             layers=self.repeated,
             copies=int(copies),
             active=int(active),
             dtype=dtype,
             tower=self.in_tower,
         )
-        weight.trained = self.method is None or self.method.trains(weight)
+        if self.method is not None:
+            weight.trained = self.idle is None and not self.without_gradients and self.method.trains(weight)
         self.weights.append(weight)
+        if self.method is not None and self.method.copies(weight.name.rpartition(".")[0]):
+            self.weights.append(replace(weight, name=weight.name + ORIGINAL, trained=False))
         return weight
 
     def tensor(self, name: str, shape: tuple[int, ...], itemsize: int = 0) -> Tensor:
         """A new activation, written by the op that is noted next. Where nothing says what trains, it may need a gradient."""
         here = len(self.ops)
-        tensor = Tensor(name, shape, itemsize or self.itemsize, here, here, self.repeats, self.in_tower, grad=self.method is None)
+        tensor = Tensor(name, shape, itemsize or self.itemsize, here, here, self.repeats, self.idle, grad=self.method is None)
         self.tensors.append(tensor)
         return tensor
 
@@ -370,6 +491,7 @@ class Tape:
         workspace: int = 0,
         backward_workspace: int = 0,
         passes: bool = False,
+        overwrites: Literal["", "gradient", "kept"] = "",
     ) -> Tensor:
         """Note an op that writes one tensor of `shape` (and `extra`), and return it.
 
@@ -381,16 +503,17 @@ class Tape:
         for tensor in reads:
             tensor.storage.last = here
         trained = any(weight.trained for weight in weights)
-        out.grad = trained or any(tensor.storage.grad for tensor in reads)
+        out.grad = (trained or any(tensor.storage.grad for tensor in reads)) and not self.without_gradients
         keeps = tuple(t.storage for t in saves) if out.grad and (trained or always or not weights) else ()
         if saves_out and out.grad:
             keeps = (*keeps, out)
+        out.late = out.grad and not trained and all(tensor.storage.late for tensor in reads if tensor.storage.grad)
         for tensor in keeps:
+            tensor.spared = out.late and (tensor.spared or not tensor.saved)
             tensor.saved = max(tensor.saved, min(tensor.repeats, self.repeats))
-        op = Op(
-            self.prefix + name, reads, (out, *extra), weights, flops, self.repeats, self.region, self.repeated is not None, self.in_tower
-        )
-        op.keeps, op.workspace, op.backward_workspace, op.passes = keeps, workspace, backward_workspace, passes
+        op = Op(self.prefix + name, reads, (out, *extra), weights, flops, self.repeats, self.region, self.repeated is not None, self.idle)
+        op.keeps, op.workspace, op.backward_workspace = keeps, workspace, backward_workspace
+        op.passes, op.overwrites = passes, overwrites
         self.ops.append(op)
         return out
 
@@ -438,11 +561,15 @@ class Tape:
         """Bytes of activations that all layers keep for the backward pass."""
         return sum(t.nbytes * t.saved for t in self.tensors if t.tower is None)
 
-    def peak(self) -> tuple[int, str]:
-        """Most bytes of activations alive at once in a forward pass that keeps nothing, and the op where that is."""
+    def peak(self, tower: str | None = None) -> tuple[int, str]:
+        """Most bytes of activations alive at once in a forward pass that keeps nothing, and the op where that is.
+
+        With `tower`, of those that are made in that tower, which has to be one that runs.
+        """
         changes = [0] * (len(self.ops) + 1)
+        within = range(len(self.ops)) if tower is None else self.towers[tower]
         for tensor in self.tensors:
-            if tensor.tower is None:
+            if tensor.tower is None and tensor.born in within:
                 nbytes = tensor.nbytes
                 changes[tensor.born] += nbytes
                 changes[tensor.last + 1] -= nbytes

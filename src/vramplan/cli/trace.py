@@ -29,7 +29,6 @@ class WithScript(click.Command):
 
 @click.command("trace", cls=WithScript)
 @scenario_options
-@click.option("--kbit-preparation", is_flag=True, help="PEFT's prepare_model_for_kbit_training (QLoRA)")
 @click.option("--clip", type=float, help="clip the gradients' norm to this")
 @click.option("--padded", is_flag=True, help="the batch has padding, so that a mask is needed")
 @click.option("--reentrant", is_flag=True, help="the re-entrant kind of checkpointing")
@@ -46,7 +45,7 @@ def command(ctx: click.Context, /, as_json: bool, timeline: bool, snapshot: str 
     """
     from ..report.trace import render, to_dict
 
-    choices = {name: value for name in ("kbit_preparation", "clip", "padded", "reentrant", "loop") if (value := options.pop(name))}
+    choices = {name: value for name in ("clip", "padded", "reentrant", "loop") if (value := options.pop(name))}
     script = ctx.meta["script"]
     gpus = options["gpu"]
     if len(gpus) > 1:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from ..allocator import Event
 from ..catalog.gpus import Gpu
 from ..errors import BadInput, Unknown
 from ..families import walk
@@ -98,13 +99,25 @@ class Job:
                 raise Unknown(f"{key}: not estimated for engine {self.engine!r} by this version")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Device:
+    """What a GPU holds: the one of number `rank`, and `count` alike; `room` as in Account."""
+
+    rank: int
+    gpu: Gpu | None
+    room: int | None
+    items: Sequence[Item]
+    count: int = 1
+
+
 @dataclass(slots=True, kw_only=True)
 class Account:
-    """An engine's answer for one GPU.
+    """An engine's answer: for the GPU that breaks first (`rank`, one of `count` alike), and for the `others`, and in host memory.
 
     `tape` is a pass whose weights and caches are those of `items`; `room` is what the engine may take of the GPU, in bytes (None without
     a GPU); `filled` the scenario's keys that it filled in; `facts` further quantities under the names of the machine interface;
-    `remarks` what a user should know beside the numbers.
+    `remarks` what a user should know beside the numbers. `events` gives what torch's allocator is asked for in order, and `outside` are the
+    bytes of the process that it does not have.
     """
 
     tape: Tape
@@ -114,6 +127,12 @@ class Account:
     facts: dict[str, int] = field(default_factory=dict)
     assumptions: list[str] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
+    events: Callable[[], Sequence[Event]] | None = None
+    outside: int = 0
+    rank: int = 0
+    count: int = 1
+    others: Sequence[Device] = ()
+    host: Sequence[Item] = ()
 
 
 def release(version: str) -> tuple[int, int]:

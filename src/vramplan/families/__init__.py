@@ -11,10 +11,10 @@ from importlib import import_module
 
 from ..discovery import declared
 from ..errors import Unknown, nearest
-from ..tape import Tape
+from ..tape import Dim, Tape
 from .config import Config
 
-__all__ = ["Config", "forward_of", "model_types", "walk"]
+__all__ = ["Config", "encoder", "forward_of", "model_types", "walk"]
 
 
 def model_types() -> Mapping[str, str]:
@@ -38,5 +38,14 @@ def forward_of(model_type: str) -> Callable[[Tape, Config], None]:
 def walk(tape: Tape, raw: Mapping[str, object], name: str = "config") -> Tape:
     """Run the forward pass that `raw` (a config.json, called `name` in errors) describes on `tape`, and return the tape."""
     config = Config(raw, name)
+    text = config.sub("text_config") if config.has("text_config") else config
+    tape.attention_dropout = text.share("attention_dropout")
+    if tape.kernels.rotary == "cached":
+        tape.positions = int(text.size("max_position_embeddings", 2048))
     forward_of(config.text("model_type"))(tape, config)
     return tape
+
+
+def encoder(raw: Mapping[str, object]) -> bool:
+    """Whether the model that `raw` describes sees a whole text at once, and so caches nothing."""
+    return not walk(Tape(Dim(1, "sequence"), Dim(1, "token")), raw).caches

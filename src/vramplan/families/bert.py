@@ -1,8 +1,9 @@
 """BERT, RoBERTa, XLM-RoBERTa, MPNet, DistilBERT: encoders that see the whole text at once and so cache nothing.
 
-Learned positions and token types on the embedding, norms after the branches, a plain MLP, biases everywhere. They differ in names, in
-MPNet's relative positions (one table for all layers) and in the head: `architectures` says whether there is a pooler, a masked language
-model's head (tied) or a classifier. Names are those of that class: a bare `…Model` has no prefix.
+Learned positions and token types on the embedding, norms after the branches, a plain MLP, biases everywhere, dropout in training. They
+differ in names, in MPNet's relative positions (one table for all layers) and in the head: `architectures` says whether there is a pooler,
+a masked language model's head (tied) or a classifier, unless the tape's `head` does. Names are those of that class: a bare `…Model` has
+no prefix.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..errors import BadInput, nearest
-from ..ops import activation, add, attention, embed, layer_norm, linear
+from ..ops import activation, add, attention, dropout, embed, layer_norm, linear
 from ..ops.logits import all_logits
 from ..tape import Dim, Kind, Tape, Tensor, Weight
 from .config import Config
@@ -52,30 +53,37 @@ NAMES = {
     ),
 }
 TASKS = ("Model", "ForMaskedLM", "ForPreTraining", "ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering")
+HEADED = {"classification": "ForSequenceClassification", "mlm": "ForMaskedLM"}
 
 
 def forward(t: Tape, c: Config) -> None:
     kind = c.text("model_type")
-    names, task = NAMES[kind], task_of(c, NAMES[kind].family)
+    names = NAMES[kind]
+    task = HEADED[t.head] if t.head else task_of(c, names.family)
     base = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072, "vocab_size": 30522}
     common = renamed(c, dim="hidden_size", n_layers="num_hidden_layers", n_heads="num_attention_heads", hidden_dim="intermediate_size")
     s = sizes(Config({**base, **common.raw}, c.path), grouped=False, split=True)
+    dropped = c.share("dropout" if kind == "distilbert" else "hidden_dropout_prob", 0.1)
+    t.attention_dropout = c.share("attention_dropout" if kind == "distilbert" else "attention_probs_dropout_prob", 0.1)
 
     with t.module("" if task == "Model" else names.prefix):
         x, tokens = embeddings(t, c, s, types=kind not in ("mpnet", "distilbert"))
+        x = dropout(t, x, dropped)
         if kind == "mpnet":
+            t.untold = "the bias of relative positions, a tensor [b, heads, s, s] that attention adds and that trains,"
             t.weight("encoder.relative_attention_bias.weight", (c.size("relative_attention_num_buckets", 32), s.heads), "embed")
         with t.layers(names.layers, range(s.layers), x) as x:
-            x = layer(t, x, s, names)
+            x = layer(t, x, s, names, (0.0 if kind == "distilbert" else dropped, dropped))
+        first = pooled = t.view(x, (x.shape[0], Dim(1, "first token"), s.hidden))
         if has_pooler(kind, task):
-            pooled = t.view(x, (x.shape[0], Dim(1, "first token"), s.hidden))
-            activation(t, linear(t, pooled, "pooler.dense", s.hidden, bias=True), "tanh")
+            pooled = t.op("tanh", (linear(t, first, "pooler.dense", s.hidden, bias=True),), first.shape, saves_out=True)
     if task in ("ForMaskedLM", "ForPreTraining"):
         masked_lm(t, c, x, s, kind, tokens)
     if task == "ForPreTraining":
         linear(t, x, "cls.seq_relationship", 2, bias=True)
     if task.endswith(("Classification", "Answering")):
-        classify(t, c, x, s, kind, task)
+        single = task == "ForSequenceClassification"
+        classify(t, c, pooled if single else x, s, kind, task, dropped)
 
 
 def task_of(c: Config, family: str) -> str:
@@ -105,16 +113,16 @@ def embeddings(t: Tape, c: Config, s: Sizes, *, types: bool) -> tuple[Tensor, We
         return layer_norm(t, x, "LayerNorm"), tokens
 
 
-def layer(t: Tape, x: Tensor, s: Sizes, names: Names) -> Tensor:
-    """Attention and MLP, each followed by its sum with the input and a norm: [b, s, hidden] -> [b, s, hidden]."""
+def layer(t: Tape, x: Tensor, s: Sizes, names: Names, dropped: tuple[float, float]) -> Tensor:
+    """Attention and MLP, each `dropped`, followed by its sum with the input and a norm: [b, s, hidden] -> [b, s, hidden]."""
     with t.module("", x, part="attention"):
         q, k, v = (linear(t, x, name, s.hidden, bias=True) for name in names.qkv)
-        y = attention(t, q, k, v, heads=s.heads, kv_heads=s.heads, past=False)
-        y = linear(t, y, names.out, s.hidden, bias=True)
+        y = attention(t, q, k, v, heads=s.heads, kv_heads=s.heads, past=False, masked=False, upcast=False)
+        y = dropout(t, linear(t, y, names.out, s.hidden, bias=True), dropped[0])
     x = layer_norm(t, add(t, y, x), names.attention_norm)
     with t.module("", x, part="mlp"):
         y = activation(t, linear(t, x, names.mlp[0], s.ffn, bias=True))
-        y = linear(t, y, names.mlp[1], s.hidden, bias=True)
+        y = dropout(t, linear(t, y, names.mlp[1], s.hidden, bias=True), dropped[1])
     return layer_norm(t, add(t, y, x), names.mlp_norm)
 
 
@@ -132,15 +140,18 @@ HEADS: dict[str, tuple[str, str, str, Kind]] = {
 }
 
 
-def classify(t: Tape, c: Config, x: Tensor, s: Sizes, kind: str, task: str) -> None:
-    """A classifier of the first token, of every token, or of a span's two ends."""
+def classify(t: Tape, c: Config, x: Tensor, s: Sizes, kind: str, task: str, dropped: float) -> None:
+    """A classifier of the first token (x is that one's), of every token, or of a span's two ends."""
     given = len(c.sub("id2label").raw) if c.has("id2label") else 2
-    labels = c.size("num_labels", given or 2, label="labels")
+    labels, share = c.size("num_labels", given or 2, label="labels"), c.share("classifier_dropout", dropped)
     if task == "ForQuestionAnswering":
         linear(t, x, "qa_outputs", 2, bias=True)
     elif task == "ForTokenClassification" or kind == "bert":
-        linear(t, x, "classifier", labels, bias=True)
+        linear(t, dropout(t, x, share), "classifier", labels, bias=True)
     elif kind == "distilbert":
-        linear(t, linear(t, x, "pre_classifier", s.hidden, bias=True), "classifier", labels, bias=True)
+        y = t.op("relu", (linear(t, x, "pre_classifier", s.hidden, bias=True),), x.shape, saves_out=True)
+        linear(t, dropout(t, y, c.share("seq_classif_dropout", 0.2)), "classifier", labels, bias=True)
     else:
-        linear(t, linear(t, x, "classifier.dense", s.hidden, bias=True), "classifier.out_proj", labels, bias=True)
+        y = linear(t, dropout(t, x, share), "classifier.dense", s.hidden, bias=True)
+        y = t.op("tanh", (y,), x.shape, saves_out=True)
+        linear(t, dropout(t, y, share), "classifier.out_proj", labels, bias=True)

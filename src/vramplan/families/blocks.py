@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from ..ops import activation, add, attention, experts, gated, linear, multiply, rms_norm, rope, route
+from typing import Literal
+
+from ..ops import add, attention, experts, gated, linear, multiply, rms_norm, rope, route
+from ..ops.activations import activate
 from ..tape import Dim, Tape, Tensor
 from .checks import multiple
 from .config import Config
@@ -26,6 +29,8 @@ def self_attention(
     window: int | None = None,
     rotary: bool = True,
     cached: bool = True,
+    masked: bool = True,
+    mask: Tensor | None = None,
     names: tuple[str, str, str, str] = ("q_proj", "k_proj", "v_proj", "o_proj"),
     module: str = "self_attn",
 ) -> Tensor:
@@ -39,7 +44,8 @@ def self_attention(
         v = linear(t, x, names[2], kv_heads * head_dim, bias=bias)
         if qk_norm:
             q, k = rms_norm(t, q, "q_norm", width=head_dim), rms_norm(t, k, "k_norm", width=head_dim)
-        y = grouped_attention(t, q, k, v, heads=heads, kv_heads=kv_heads, head_dim=head_dim, window=window, rotary=rotary, cached=cached)
+        sizes = {"heads": heads, "kv_heads": kv_heads, "head_dim": head_dim}
+        y = grouped_attention(t, q, k, v, **sizes, window=window, rotary=rotary, cached=cached, masked=masked, mask=mask)
         return linear(t, y, names[3], x.shape[-1], bias=out_bias)
 
 
@@ -53,17 +59,25 @@ def grouped_attention(
     kv_heads: Dim,
     head_dim: Dim,
     window: int | None = None,
-    rotary: bool = True,
+    rotary: bool | Literal["joined"] = True,
     cached: bool = True,
     sdpa: bool = True,
     capped: bool = False,
+    masked: bool = True,
+    mask: Tensor | None = None,
+    upcast: bool = True,
 ) -> Tensor:
-    """Rotate q and k, append k and v to the cache, attend: q [b, s, heads·head_dim], k and v [b, s, kv_heads·head_dim] -> like q."""
+    """Rotate q and k, append k and v to the cache, attend: q [b, s, heads·head_dim], k and v [b, s, kv_heads·head_dim] -> like q.
+
+    `joined`: what is rotated of a head and what is not become one by torch.cat, head by head.
+    """
     if rotary:
         q, k = rope(t, q, "q", head_dim), rope(t, k, "k", head_dim)
     if cached:
         cache_kv(t, kv_heads, head_dim, window=window)
-    return attention(t, q, k, v, heads=heads, kv_heads=kv_heads, window=window, past=cached, sdpa=sdpa, capped=capped)
+    sizes = {"heads": heads, "kv_heads": kv_heads, "window": window}
+    variants = {"sdpa": sdpa, "capped": capped, "masked": masked, "upcast": upcast, "by_head": rotary == "joined"}
+    return attention(t, q, k, v, **sizes, past=cached, mask=mask, **variants)
 
 
 def cache_kv(t: Tape, kv_heads: int, head_dim: int, v_dim: int | None = None, window: int | None = None) -> None:
@@ -86,10 +100,12 @@ def gated_mlp(
         return linear(t, gated(t, x, names[0], names[1], ffn, bias=bias), names[2], x.shape[-1], bias=bias)
 
 
-def plain_mlp(t: Tape, x: Tensor, ffn: Dim, *, bias: bool = True, names: tuple[str, str] = ("fc1", "fc2"), module: str = "mlp") -> Tensor:
-    """Two linears with an activation between: [b, s, hidden] -> [b, s, hidden]."""
+def plain_mlp(
+    t: Tape, x: Tensor, ffn: Dim, *, bias: bool = True, names: tuple[str, str] = ("fc1", "fc2"), module: str = "mlp", act: str = "gelu"
+) -> Tensor:
+    """Two linears with the activation `act` between: [b, s, hidden] -> [b, s, hidden]."""
     with t.module(module, x, part="mlp"):
-        return linear(t, activation(t, linear(t, x, names[0], ffn, bias=bias)), names[1], x.shape[-1], bias=bias)
+        return linear(t, activate(t, linear(t, x, names[0], ffn, bias=bias), act), names[1], x.shape[-1], bias=bias)
 
 
 def moe(

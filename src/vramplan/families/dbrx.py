@@ -5,7 +5,7 @@ The checkpoint stores all experts' matrices as one [experts · ffn, hidden]; the
 
 from __future__ import annotations
 
-from ..ops import add, attention, embed, experts, head, layer_norm, linear, rope, route
+from ..ops import add, attention, dropout, embed, experts, head, layer_norm, linear, rope, route
 from ..tape import Dim, Tape, Tensor
 from .blocks import cache_kv
 from .checks import at_most, multiple
@@ -24,12 +24,14 @@ def forward(t: Tape, c: Config) -> None:
     multiple(c, hidden, heads)
     multiple(c, heads, kv_heads)
     at_most(c, top_k, n_experts)
+    dropped = c.share("resid_pdrop")
+    t.attention_dropout = c.sub("attn_config").share("attn_pdrop")
 
     with t.module("transformer"):
         x, tokens = embed(t, "wte", vocab, hidden)
         with t.layers("blocks", range(c.layers("n_layers", 24)), x) as x:
             with t.module("norm_attn_norm", x):
-                x = add(t, x, self_attention(t, layer_norm(t, x, "norm_1", bias=False), heads, kv_heads))
+                x = add(t, x, dropout(t, self_attention(t, layer_norm(t, x, "norm_1", bias=False), heads, kv_heads), dropped))
                 y = layer_norm(t, x, "norm_2", bias=False)
             with t.module("ffn", y, part="experts"):
                 y = experts(
@@ -42,7 +44,7 @@ def forward(t: Tape, c: Config) -> None:
                     up=("experts.mlp.w1", "experts.mlp.v1"),
                     down="experts.mlp.w2",
                 )
-            x = add(t, x, y)
+            x = add(t, x, dropout(t, y, dropped))
         x = layer_norm(t, x, "norm_f", bias=False)
     head(t, x, "lm_head", vocab, tied=tokens if c.flag("tie_word_embeddings") else None)
 

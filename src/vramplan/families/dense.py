@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
-from ..ops import activation, linear, multiply
+from ..ops import activation, dropout, gated, linear, multiply
+from ..ops.pointwise import act_and_multiply
 from ..tape import Dim, Tape, Tensor
 from .blocks import grouped_attention
 from .checks import multiple
@@ -75,8 +77,14 @@ def every(n: int, period: int) -> list[str]:
     return ["full_attention" if (i + 1) % period == 0 else "sliding_attention" for i in range(n)]
 
 
-def project(t: Tape, x: Tensor, s: Sizes, *, bias: bool = False) -> tuple[Tensor, Tensor, Tensor]:
-    """q [b, s, heads·head_dim], k and v [b, s, kv_heads·head_dim] of x [b, s, hidden], by a matrix each."""
+def project(t: Tape, x: Tensor, s: Sizes, *, bias: bool = False, stored: str = "") -> tuple[Tensor, Tensor, Tensor]:
+    """q [b, s, heads·head_dim], k and v [b, s, kv_heads·head_dim] of x [b, s, hidden], by a matrix each.
+
+    Where the checkpoint has one `stored` for all three, or a framework joins them (kernels), they are parts of one tensor.
+    """
+    if t.kernels.qkv == "joined" or (stored and t.kernels.qkv == "stored"):
+        parts = (s.heads * s.head_dim, s.kv_heads * s.head_dim, s.kv_heads * s.head_dim)
+        return split(t, linear(t, x, stored or "qkv_proj", qkv_width(s), bias=bias, parts=parts), s)
     q = linear(t, x, "q_proj", s.heads * s.head_dim, bias=bias)
     k = linear(t, x, "k_proj", s.kv_heads * s.head_dim, bias=bias)
     return q, k, linear(t, x, "v_proj", s.kv_heads * s.head_dim, bias=bias)
@@ -102,27 +110,41 @@ def attend(
     s: Sizes,
     *,
     window: int | None = None,
-    rotary: bool = True,
+    rotary: bool | Literal["joined"] = True,
     cached: bool = True,
     capped: bool = False,
+    upcast: bool = True,
 ) -> Tensor:
     """Rotate q and k, append k and v to the cache, attend: -> [b, s, heads·head_dim]. Soft-`capped` scores are none of sdpa's."""
     sizes = {"heads": s.heads, "kv_heads": s.kv_heads, "head_dim": s.head_dim}
-    return grouped_attention(t, q, k, v, **sizes, window=window, rotary=rotary, cached=cached, sdpa=not capped, capped=capped)
+    return grouped_attention(t, q, k, v, **sizes, window=window, rotary=rotary, cached=cached, sdpa=not capped, capped=capped, upcast=upcast)
 
 
 def fused_mlp(
-    t: Tape, x: Tensor, ffn: Dim, *, bias: bool = False, names: tuple[str, str] = ("gate_up_proj", "down_proj"), module: str = "mlp"
+    t: Tape,
+    x: Tensor,
+    ffn: Dim,
+    *,
+    bias: bool = False,
+    names: tuple[str, str] = ("gate_up_proj", "down_proj"),
+    module: str = "mlp",
+    dropped: float = 0.0,
 ) -> Tensor:
-    """A gated MLP whose gate and up are one matrix [2·ffn, hidden]: [b, s, hidden] -> [b, s, hidden].
+    """A gated MLP whose gate and up are one matrix [2·ffn, hidden]: [b, s, hidden] -> [b, s, hidden]. The product may be `dropped`.
 
-    `eager` (transformers' Phi3MLP) makes the activated gate and the product; `merged` only the product (vLLM's SiluAndMul).
+    `eager` (transformers' Phi3MLP) makes the activated gate and the product; `merged` only the product (vLLM's SiluAndMul); `fused` copies
+    each half first (Liger's LigerPhi3SwiGLUMLP, whose kernel takes contiguous ones).
     """
     with t.module(module, x, part="mlp"):
+        if t.kernels.gate_up == "split":
+            y = gated(t, x, "gate_proj", "up_proj", ffn, bias=bias)
+            return linear(t, dropout(t, y, dropped), names[1], x.shape[-1], bias=bias)
         both = linear(t, x, names[0], 2 * ffn, bias=bias)
         half = t.view(both, (*x.shape[:-1], ffn))
-        if t.kernels.mlp == "eager":
+        if t.kernels.mlp == "fused":
+            y = act_and_multiply(t, *(t.op(f"{side}.contiguous", (both,), half.shape) for side in ("gate", "up")))
+        elif t.kernels.mlp != "merged":
             y = multiply(t, activation(t, half), half, "gated")
         else:
             y = t.op("act_and_mul", (both,), half.shape, saves=(both,))
-        return linear(t, y, names[1], x.shape[-1], bias=bias)
+        return linear(t, dropout(t, y, dropped), names[1], x.shape[-1], bias=bias)

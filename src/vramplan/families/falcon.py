@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ..ops import add, embed, head, layer_norm, linear
+from ..ops import add, dropout, embed, head, layer_norm, linear
 from ..tape import Dim, Tape
 from .blocks import plain_mlp
 from .config import Config
-from .dense import attend, qkv_width, renamed, sizes, split
+from .dense import attend, project, renamed, sizes
 
 MODEL_TYPES = ("falcon",)
 
@@ -27,6 +27,8 @@ def forward(t: Tape, c: Config) -> None:
     if not new and c.flag("multi_query", True):
         s = replace(s, kv_heads=Dim(1, "kv_heads"))
     bias, rotary = c.flag("bias"), not c.flag("alibi")
+    between, after = c.share("attention_dropout"), c.share("hidden_dropout")
+    t.attention_dropout = 0.0 if rotary else between  # so the class itself has it
     two_norms = parallel and int(c.size("num_ln_in_parallel_attn", 2 if new else 1)) == 2
 
     with t.module("transformer"):
@@ -35,12 +37,12 @@ def forward(t: Tape, c: Config) -> None:
             y = layer_norm(t, x, "ln_attn" if two_norms else "input_layernorm")
             m = layer_norm(t, x, "ln_mlp") if two_norms else y
             with t.module("self_attention", y, part="attention"):
-                q, k, v = split(t, linear(t, y, "query_key_value", qkv_width(s), bias=bias), s)
-                a = linear(t, attend(t, q, k, v, s, rotary=rotary), "dense", s.hidden, bias=bias)
+                q, k, v = project(t, y, s, bias=bias, stored="query_key_value")
+                a = linear(t, attend(t, q, k, v, s, rotary=rotary, upcast=False), "dense", s.hidden, bias=bias)
             if not parallel:
-                x = add(t, x, a)
+                x = add(t, x, dropout(t, a, between))
                 m = layer_norm(t, x, "post_attention_layernorm")
             m = plain_mlp(t, m, s.ffn, bias=bias, names=("dense_h_to_4h", "dense_4h_to_h"))
-            x = add(t, add(t, m, a) if parallel else m, x)
+            x = add(t, dropout(t, add(t, m, a) if parallel else m, after), x)
         x = layer_norm(t, x, "ln_f")
     head(t, x, "lm_head", s.vocab, tied=tokens if c.flag("tie_word_embeddings", True) else None)

@@ -20,7 +20,7 @@ def forward(t: Tape, c: Config) -> None:
             y = rms_norm(t, x, "input_layernorm")
             with t.module("self_attn", y, part="attention"):
                 q, k, v = project(t, y, s, bias=bias)
-                y = linear(t, attend(t, q, k, v, s), "o_proj", s.hidden)
+                y = linear(t, attend(t, q, k, v, s, rotary="joined"), "o_proj", s.hidden)
             x = add(t, x, rms_norm(t, y, "post_self_attn_layernorm") if ends else y)
             y = fused_mlp(t, rms_norm(t, x, "post_attention_layernorm"), s.ffn)
             x = add(t, x, rms_norm(t, y, "post_mlp_layernorm") if ends else y)

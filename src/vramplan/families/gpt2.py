@@ -27,6 +27,7 @@ def forward(t: Tape, c: Config) -> None:
     positions = renamed(c, n_positions="max_position_embeddings").size("max_position_embeddings", 1024, label="positions")
 
     dropped = c.share("resid_pdrop", 0.1)
+    t.attention_dropout = c.share("attn_pdrop", 0.1)
     act = c.text("activation_function", "gelu_pytorch_tanh" if big else "gelu_new")
 
     def project(x: Tensor, name: str, out: Dim) -> Tensor:
@@ -40,7 +41,7 @@ def forward(t: Tape, c: Config) -> None:
             y = layer_norm(t, x, "ln_1")
             with t.module("attn", y, part="attention"):
                 q, k, v = split(t, project(y, "c_attn", qkv_width(s)), s)
-                y = dropout(t, project(attend(t, q, k, v, s, rotary=False), "c_proj", s.hidden), dropped)
+                y = dropout(t, project(attend(t, q, k, v, s, rotary=False, upcast=big), "c_proj", s.hidden), dropped)
             x = add(t, x, y)
             y = layer_norm(t, x, "ln_2")
             with t.module("mlp", y, part="mlp"):

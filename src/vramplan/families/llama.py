@@ -6,7 +6,7 @@ RMSNorm before attention and before a gated MLP, rotary positions, grouped-query
 from __future__ import annotations
 
 from ..errors import BadInput
-from ..ops import add, embed, head, linear, rms_norm
+from ..ops import add, dropout, embed, head, linear, rms_norm
 from ..ops.norm_fp32 import rms_norm_fp32
 from ..tape import Tape
 from .blocks import gated_mlp
@@ -26,6 +26,9 @@ def forward(t: Tape, c: Config) -> None:
     s = sizes(c, kv_heads=KV_HEADS.get(kind), head_dim=HEAD_DIM.get(kind))
     bias, out_bias, mlp_bias = biases(c, kind)
     norm = rms_norm_fp32 if kind == "helium" else rms_norm
+    dropped = c.share("residual_dropout", 0.1) if kind == "seed_oss" else 0.0
+    if kind == "seed_oss":
+        t.attention_dropout = c.share("attention_dropout", 0.1)
 
     with t.module("model"):
         x, tokens = embed(t, "embed_tokens", s.vocab, s.hidden)
@@ -38,8 +41,9 @@ def forward(t: Tape, c: Config) -> None:
                         q, k = rms_norm(t, q, "q_norm", width=s.head_dim), rms_norm(t, k, "k_norm", width=s.head_dim)
                     y = attend(t, q, k, v, s, window=window, rotary=rotary)
                     y = linear(t, y, "o_proj", s.hidden, bias=out_bias)
-                x = add(t, x, y)
-                x = add(t, x, gated_mlp(t, norm(t, x, "post_attention_layernorm"), s.ffn, bias=mlp_bias))
+                x = add(t, x, dropout(t, y, dropped))
+                y = gated_mlp(t, norm(t, x, "post_attention_layernorm"), s.ffn, bias=mlp_bias)
+                x = add(t, x, dropout(t, y, dropped))
         x = norm(t, x, "norm")
     head(t, x, "lm_head", s.vocab, tied=tokens if c.flag("tie_word_embeddings", kind in TIED) else None)
 

@@ -1,17 +1,19 @@
-"""LLaVA and Mistral 3: any text model behind CLIP's or Pixtral's tower and a projector of two linears.
+"""LLaVA and Mistral 3: any text model behind CLIP's, SigLIP's or Pixtral's tower and a projector of two linears.
 
-Unusual: the checkpoint names the text model's weights `language_model.model…`, as if it had been saved alone. Mistral 3 merges 2 × 2
-patches before the projector, and ties the head by default.
+Unusual: the checkpoint names the text model's weights `language_model.model…`, as if it had been saved alone. LLaVA takes a tower's hidden
+states, by default those before its last layer, and leaves the class token out. Mistral 3 merges 2 × 2 patches before the projector, and ties
+the head by default.
 """
 
 from __future__ import annotations
 
-from ..errors import BadInput
+from ..errors import BadInput, Unknown
 from ..ops import linear, rms_norm
-from ..tape import Dim, Tape
+from ..tape import Dim, Tape, Tensor
 from . import forward_of
 from .config import Config
-from .vision import two_layer_projector, vision_tower
+from .vision import clip, pixtral, siglip, two_layer_projector
+from .vision_images import scatter
 
 MODEL_TYPES = ("llava", "mistral3")
 
@@ -25,6 +27,7 @@ MISTRAL3_TEXT = {
     "vocab_size": 131072,
 }
 """Mistral3Config's text model where the config names none (transformers 5.23 `models/mistral3/configuration_mistral3.py`)."""
+TOWERS = ("clip_vision_model", "siglip_vision_model", "pixtral")
 
 
 def forward(t: Tape, c: Config) -> None:
@@ -36,19 +39,58 @@ def forward(t: Tape, c: Config) -> None:
     defaults = MISTRAL3_TEXT if mistral and not text.raw else {}
     tied = c.flag("tie_word_embeddings", mistral) or (not mistral and text.flag("tie_word_embeddings"))
     text = Config({**defaults, **text.raw, "model_type": kind, "tie_word_embeddings": tied}, text.path)
+    hidden = text.size("hidden_size", label="hidden")
 
-    with t.tower("vision"):
-        with t.module("vision_tower"):
-            x = vision_tower(t, c.sub("vision_config"), "pixtral" if mistral else "clip_vision_model")
+    def images(x: Tensor) -> Tensor:
+        with t.aside():
+            return scatter(t, x, projected(t, c, t.hold(tower(t, c, mistral)), hidden, mistral))
+
+    t.merging = images
+    with t.module("language_model"):
+        forward_of(kind)(t, text)
+
+
+def tower(t: Tape, c: Config, mistral: bool) -> Tensor:
+    """The hidden states that the projector gets: [images, patches, width]."""
+    vision = c.sub("vision_config")
+    kind = vision.text("model_type", "pixtral" if mistral else "clip_vision_model")
+    if kind not in TOWERS:
+        raise BadInput(f"{vision.path}: 'model_type' is {kind[:60]!r}; vision towers known here are {', '.join(TOWERS)}")
+    classed = c.text("vision_feature_select_strategy", "default") != "default"
+    if t.images and kind == "siglip_vision_model" and not classed:
+        raise Unknown(f"{c.path}: 'vision_feature_select_strategy' leaves out a class token that SigLIP's tower does not have: not estimated")
+    taken = taps(t, c, vision, mistral)
+    with t.tower("vision", runs=t.images > 0), t.module("vision_tower"):
+        if kind == "pixtral":
+            return pixtral(t, vision, taken, int(c.size("spatial_merge_size", 2)) if mistral else 1)
+        return siglip(t, vision, taps=taken) if kind == "siglip_vision_model" else clip(t, vision, taken, classed)
+
+
+def taps(t: Tape, c: Config, vision: Config, mistral: bool) -> tuple[int, ...]:
+    """The tower's hidden states that are taken. Raises BadInput for one that it does not have, Unknown where images take several."""
+    depth = vision.layers(default=24 if mistral else 12)
+    given = c.raw.get("vision_feature_layer", -1 if mistral else -2)
+    taken = tuple(given) if isinstance(given, list) else (given,)
+    for tap in taken:
+        if isinstance(tap, bool) or not isinstance(tap, int) or not -depth - 1 <= tap <= depth:
+            raise BadInput(f"{c.path}: 'vision_feature_layer' is {tap!r:.60}; the tower's hidden states are 0 to {depth}, or -1 for the last")
+    if not taken or (t.images and len(taken) > 1):
+        raise Unknown(f"{c.path}: 'vision_feature_layer' names {len(taken)} layers: images are estimated for one")
+    return taken
+
+
+def projected(t: Tape, c: Config, x: Tensor, hidden: Dim, mistral: bool) -> Tensor:
+    """[images, patches, width] -> [1, the images' tokens, hidden]; one that is a part of the tower's output, or comes of several, is copied."""
+    several = c.raw.get("vision_feature_layer")
+    with t.tower("vision", part="projector", runs=t.images > 0):
         with t.module("multi_modal_projector", x):
             if mistral:
                 x = rms_norm(t, x, "norm")
                 unit = c.size("spatial_merge_size", 2) * c.size("spatial_merge_size", 2)
-                merged = t.view(x, (Dim(1), x.shape[1] // unit, x.shape[-1] * unit))
+                merged = t.op("patch_merger.unfolded", (x,), (Dim(1), x.shape[1] // unit, x.shape[-1] * unit))
                 x = linear(t, merged, "patch_merger.merging_layer", x.shape[-1])
-            taps = c.items("vision_feature_layer") if isinstance(c.raw.get("vision_feature_layer"), list) else None
-            x = t.view(x, (*x.shape[:-1], x.shape[-1] * len(taps))) if taps else x
-            hidden = text.size("hidden_size", label="hidden")
-            two_layer_projector(t, x, hidden, bias=c.flag("multimodal_projector_bias", not mistral))
-    with t.module("language_model"):
-        forward_of(kind)(t, text)
+            elif x.base and t.images and x.shape[0] > 1:
+                x = t.op("patches", (x,), x.shape)
+            x = t.view(x, (*x.shape[:-1], x.shape[-1] * len(several))) if isinstance(several, list) else x
+            x = two_layer_projector(t, x, hidden, bias=c.flag("multimodal_projector_bias", not mistral))
+        return t.op("image_features", (x,), (Dim(1), x.shape[0] * x.shape[1], hidden))

@@ -30,7 +30,7 @@ def forward(t: Tape, c: Config) -> None:
                 q, k, v = project(t, y, s, bias=bias)
                 if apertus:
                     q, k = rms_norm(t, q, "q_norm", width=s.head_dim), rms_norm(t, k, "k_norm", width=s.head_dim)
-                y = linear(t, attend(t, q, k, v, s), "o_proj", s.hidden, bias=bias)
+                y = linear(t, attend(t, q, k, v, s, rotary="joined" if kind == "nemotron" else True), "o_proj", s.hidden, bias=bias)
             x = add(t, x, y)
             x = add(t, x, mlp(t, norm(t, x, names[1]), s.ffn, bias=c.flag("mlp_bias") and not apertus, act=act))
         x = norm(t, x, "norm")

@@ -15,7 +15,7 @@ from .blocks import cache_kv, gated_mlp
 from .checks import at_most, layer_set, multiple
 from .config import Config, groups
 from .delta import gated_delta_net
-from .qwen_vision import qwen3_vl_tower
+from .qwen_vision import merging, qwen3_vl_tower
 
 MODEL_TYPES = ("qwen3_next", "qwen3_5", "qwen3_5_text", "qwen3_5_moe", "qwen3_5_moe_text")
 
@@ -25,7 +25,7 @@ def forward(t: Tape, c: Config) -> None:
     composite = kind in ("qwen3_5", "qwen3_5_moe")
     text = c.sub("text_config") if composite else c
     if composite:
-        qwen3_vl_tower(t, c.sub("vision_config"), deepstack=False)
+        merging(t, lambda: qwen3_vl_tower(t, c.sub("vision_config"), deepstack=False))
     decoder(t, text, kind, "model.language_model" if composite else "model", tied=c.flag("tie_word_embeddings"))
 
 
@@ -91,7 +91,7 @@ def gated_attention(t: Tape, x: Tensor, c: Config, sparse: bool) -> Tensor:
         v = linear(t, x, "v_proj", kv_heads * d, bias=bias)
         q, k = rope(t, q, "q", d // 4), rope(t, k, "k", d // 4)
         cache_kv(t, kv_heads, d)
-        y = attention(t, q, k, v, heads=heads, kv_heads=kv_heads)
+        y = attention(t, q, k, v, heads=heads, kv_heads=kv_heads, by_head=True)
         y = multiply(t, y, activation(t, gate, "sigmoid"), "gated")
         return linear(t, y, "o_proj", x.shape[-1], bias=bias)
 

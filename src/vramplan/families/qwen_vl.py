@@ -11,7 +11,7 @@ from ..tape import Tape, Tensor
 from .blocks import gated_mlp, head_dim, self_attention
 from .checks import at_most, layer_set, multiple
 from .config import Config, groups
-from .qwen_vision import qwen2_5_vl_tower, qwen2_vl_tower, qwen3_vl_tower
+from .qwen_vision import deepened, merging, qwen2_5_vl_tower, qwen2_vl_tower, qwen3_vl_tower
 
 MODEL_TYPES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
 
@@ -20,7 +20,7 @@ TOWERS = {"qwen2_vl": qwen2_vl_tower, "qwen2_5_vl": qwen2_5_vl_tower, "qwen3_vl"
 
 def forward(t: Tape, c: Config) -> None:
     kind = c.text("model_type")
-    TOWERS[kind](t, c.sub("vision_config"))
+    seen = merging(t, lambda: TOWERS[kind](t, c.sub("vision_config")))
     text = c.sub("text_config") if c.has("text_config") else c
     third = kind.startswith("qwen3")
     tied = c.flag("tie_word_embeddings") or (not third and text.flag("tie_word_embeddings"))
@@ -33,7 +33,7 @@ def forward(t: Tape, c: Config) -> None:
 
     with t.module("model.language_model" if third else "model"):
         x, tokens = embed(t, "embed_tokens", vocab, hidden)
-        for (window, sparse), layers in groups(layer_kinds(text, kind)):
+        for (window, sparse, deep), layers in groups(layer_kinds(text, kind, len(seen[0].deep) if t.images else 0)):
             with t.layers("layers", layers, x) as x:
                 y = rms_norm(t, x, "input_layernorm")
                 y = self_attention(
@@ -51,12 +51,15 @@ def forward(t: Tape, c: Config) -> None:
                 y = rms_norm(t, x, "post_attention_layernorm")
                 y = sparse_mlp(t, y, text) if sparse else gated_mlp(t, y, text.size("intermediate_size", label="ffn"))
                 x = add(t, x, y)
+                x = deepened(t, x, seen[0].deep[0]) if deep else x
         x = rms_norm(t, x, "norm")
     head(t, x, "lm_head", vocab, tied=tokens if tied else None)
 
 
-def layer_kinds(c: Config, kind: str) -> list[tuple[int | None, bool]]:
-    """Each layer's sliding window (Qwen2's `use_sliding_window`; no release sets it), and whether its feed-forward is routed."""
+def layer_kinds(c: Config, kind: str, deep: int) -> list[tuple[int | None, bool, bool]]:
+    """Each layer's sliding window (Qwen2's `use_sliding_window`; no release sets it), whether its feed-forward is routed, and whether it is
+    one of the first, `deep` in number, that deepstack feeds.
+    """
     n = c.layers()
     window = c.size("sliding_window", 4096, label="window") if kind.startswith("qwen2") and c.flag("use_sliding_window") else None
     first = int(c.size("max_window_layers", 80, least=0))
@@ -64,7 +67,7 @@ def layer_kinds(c: Config, kind: str) -> list[tuple[int | None, bool]]:
     slides = c.kinds("layer_types", n, default, ("sliding_attention", "full_attention")) if window else default
     step, dense = int(c.size("decoder_sparse_step", 1)), layer_set(c, "mlp_only_layers")
     routed = [kind == "qwen3_vl_moe" and i not in dense and (i + 1) % step == 0 for i in range(n)]
-    return [(window if slide == "sliding_attention" else None, sparse) for slide, sparse in zip(slides, routed, strict=True)]
+    return [(window if slide == "sliding_attention" else None, routed[i], i < deep) for i, slide in enumerate(slides)]
 
 
 def sparse_mlp(t: Tape, x: Tensor, c: Config) -> Tensor:

@@ -5,7 +5,7 @@ With `use_parallel_residual` (12B, Japanese alpha) the MLP reads attention's nor
 
 from __future__ import annotations
 
-from ..ops import add, embed, head, layer_norm, linear
+from ..ops import add, dropout, embed, head, layer_norm, linear
 from ..tape import Dim, Tape, Tensor
 from .blocks import gated_mlp
 from .config import Config
@@ -26,9 +26,10 @@ def forward(t: Tape, c: Config) -> None:
                 q, k, v = project(t, y, s, bias=bias)
                 if qk_norm:
                     q, k = head_norms(t, q, "q_layernorm", s.heads, s), head_norms(t, k, "k_layernorm", s.kv_heads, s)
-                a = linear(t, attend(t, q, k, v, s), "o_proj", s.hidden)
+                a = linear(t, attend(t, q, k, v, s, rotary="joined"), "o_proj", s.hidden)
             x = add(t, x, a)
-            x = add(t, x, gated_mlp(t, y if parallel else layer_norm(t, x, "post_attention_layernorm"), s.ffn))
+            y = gated_mlp(t, y if parallel else layer_norm(t, x, "post_attention_layernorm"), s.ffn)
+            x = add(t, x, dropout(t, y, c.share("hidden_dropout")))
         x = layer_norm(t, x, "norm")
     head(t, x, "lm_head", s.vocab, tied=tokens if c.flag("tie_word_embeddings") else None)
 

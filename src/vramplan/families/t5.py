@@ -21,6 +21,7 @@ def forward(t: Tape, c: Config) -> None:
     common = renamed(c, d_model="hidden_size", d_ff="intermediate_size", num_layers="num_hidden_layers", num_heads="num_attention_heads")
     s = sizes(renamed(common, d_kv="head_dim"), grouped=False, head_dim=64)
     deep = c.layers("num_decoder_layers", s.layers)
+    t.untold = "the bias of relative positions, a tensor [heads, s, s] that attention adds and that trains,"
 
     x, tokens = embed(t, "shared", s.vocab, s.hidden)
     encoded = stack(t, c, x, s, "encoder", s.layers)

@@ -7,6 +7,7 @@ Every nn.Linear but the output head is replaced, in towers too; embeddings, norm
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..errors import BadInput
@@ -52,24 +53,27 @@ INT8 = Format(name="int8", block=1, block_bytes=1, extras=(Extra(what="SCB", nby
 """n + an fp32 `SCB` per output row. Source: bitsandbytes 0.50.2 `nn/modules.py` `Int8Params`; Dettmers et al., arXiv 2208.07339."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _NotFused(Selective):
-    """Experts only where each is a module of its own."""
+    """Experts only where each is a module of its own, which none is once `stacked` (transformers since 5.0 stacks them as it loads)."""
 
-    __slots__ = ()
+    stacked: bool = False
 
     def format_of(self, weight: Weight, layer: int | None) -> Format:
-        if weight.kind == "experts" and "{e}" not in weight.name:
+        if weight.kind == "experts" and (self.stacked or "{e}" not in weight.name):
             return plain(weight, self.dtype)
         return Selective.format_of(self, weight, layer)
 
 
 def scheme(name: str, options: list[str], dtype: str, facts: ModelFacts | None) -> Scheme:
-    """`nf4`, `fp4` (`-double`: double quantisation) and `int8`."""
-    if name == "int8":
-        take_options(name, options)
-        return _NotFused(name=name, linear=INT8, dtype=dtype, towers=True)
-    double = bool(take_options(name, options, double=0)["double"])
-    return _NotFused(name="-".join((name, *options)), linear=four_bit(name, double_quant=double), dtype=dtype, towers=True)
+    """`nf4`, `fp4` (`-double`: double quantisation) and `int8`; `-head`: the head too; `-stacked`: experts are one tensor, and stay in 16
+    bits.
+    """
+    known = {"head": 0, "stacked": 0} if name == "int8" else {"double": 0, "head": 0, "stacked": 0}
+    taken = take_options(name, options, **known)
+    form = INT8 if name == "int8" else four_bit(name, double_quant=bool(taken["double"]))
+    head = form if taken["head"] else None
+    return _NotFused(name="-".join((name, *options)), linear=form, head=head, dtype=dtype, towers=True, stacked=bool(taken["stacked"]))
 
 
 def from_config(config: Mapping[str, object], dtype: str) -> Scheme:

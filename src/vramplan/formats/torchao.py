@@ -3,15 +3,48 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from ..errors import BadInput, Unknown
 from . import Extra, Format, Scheme
 from .config import ListOfNames, integer, left_out, mapping
+from .dtypes import float_format
 from .fp8 import per_channel, per_tensor
 from .packed import scales
-from .selective import Selective
+from .selective import Selective, take_options
 
+if TYPE_CHECKING:
+    from .gguf_facts import ModelFacts
+
+NAMES = ("nf4tensor",)
 METHODS = ("torchao",)
+
+
+def nf4tensor() -> Format:
+    """n/2, an int8 scale per 64 elements, a 16-bit factor per 256 of these, their mean, and 16 codes in 16 bits.
+
+    >>> nf4tensor().nbytes(2048, 2048)
+    2163234
+
+    Source: torchao 0.10 `dtypes/nf4tensor.py` NF4Tensor.from_tensor (block_size 64, scaler_block_size 256), of a bf16 weight.
+    """
+    return Format(
+        name="NF4Tensor",
+        block=2,
+        block_bytes=1,
+        extras=(
+            Extra(what="scales", nbytes=1, tile=(0, 64), flat=True),
+            Extra(what="factors", nbytes=2, tile=(0, 64 * 256), flat=True),
+            Extra(what="mean and codes", nbytes=2 + 16 * 2),
+        ),
+    )
+
+
+def scheme(name: str, options: list[str], dtype: str, facts: ModelFacts | None) -> Scheme:
+    """`nf4tensor`: linear layers of the language model in torchtune's QLoRA; `-stacked` experts are not."""
+    taken = take_options(name, options, stacked=0)
+    experts = float_format(dtype) if taken["stacked"] else None
+    return Selective(name=name, linear=nf4tensor(), experts=experts, dtype=dtype)
 
 
 def int4(group: int = 128) -> Format:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from ..tape import Dim, Tape, Tensor, numel
 from .linear import lowered
+from .pointwise import dropout
+from .workspaces import attention_backward
 
 
 def attention(
@@ -18,6 +20,10 @@ def attention(
     past: bool = True,
     sdpa: bool = True,
     capped: bool = False,
+    masked: bool = True,
+    mask: Tensor | None = None,
+    upcast: bool = True,
+    by_head: bool = False,
     name: str = "attention",
 ) -> Tensor:
     """softmax(q kᵀ) v: q [b, s, heads·d], k [b, s, kv_heads·d], v [b, s, kv_heads·dv] -> [b, s, heads·dv].
@@ -25,12 +31,18 @@ def attention(
     Keys are those of this pass and, with `past`, of the cache before it; `window` caps how many of them a token sees (FLOPs only: kernels
     hold no scores, `eager` computes them all). FLOPs: 2 · b · heads · s · keys · (d + dv), the causal half not taken off, as in torch
     `utils/flop_counter.py`. `flash` and `sdpa` (which takes flash or efficient attention for half precision) keep q, k, v, the output and
-    the log-sum-exp [b, heads, s] in fp32 (Dao 2023, arXiv:2307.08691). `eager` (transformers' eager_attention_forward) repeats k and v to
-    all heads, then makes scores, scaled and masked scores, their softmax in fp32 and its cast, each [b, heads, s, keys], and has a mask
-    [b, 1, s, keys] that all layers share; soft-`capped` scores are divided, go through a tanh, which backward keeps, and are multiplied.
-    A model that torch's `sdpa` cannot run (`_supports_sdpa = False`: caps, sinks) takes `eager` in its place. `inplace` (ggml without flash
-    attention) has one fp32 tensor of scores, whose scale, mask and softmax are written over it, and a mask [s, keys].
+    the log-sum-exp [b, heads, s] in fp32 (Dao 2023, arXiv:2307.08691); what they drop in training follows from the seed that they keep.
+    Queries that lie head by head in memory (`by_head`: a torch.cat of rotated and unrotated parts) give an output that does too, which is
+    copied. `eager` is told at `_probabilities`. A model that torch's `sdpa` cannot run (`_supports_sdpa = False`: caps, sinks) takes `eager` in its place.
+    `inplace` (ggml without flash attention) has one fp32 tensor of scores, whose scale, mask and softmax are written over it, and a mask
+    [s, keys].
+
+    A window narrower than the keys is a mask of truth values [b, s, keys] to sdpa, as a `mask` that is given is: with one it takes the
+    efficient kernel, which gets keys and values repeated to all heads (transformers 5.23 `integrations/sdpa_attention.py`,
+    use_gqa_in_sdpa; `masking_utils.py`, _ignore_causal_mask_sdpa). `flash` takes none. In fp32 sdpa takes that kernel too, and repeats them
+    itself.
     """
+    wide = q.itemsize
     q, k, v = (lowered(t, x, f"{name}.{side}") for x, side in ((q, "q"), (k, "k"), (v, "v")))
     b, s = q.shape[0], q.shape[1]
     own = k.shape[1]
@@ -41,27 +53,92 @@ def attention(
     out = (b, s, Dim(heads) * dv if not isinstance(heads, Dim) else heads * dv)
     square = (b, heads, s, keys)
     if t.kernels.attention == "inplace":
-        mask = t.tensor(f"{name}.mask", (s, keys), itemsize=4)
-        scores = t.op(f"{name}.scores", (q, k), square, itemsize=4, extra=(mask,))
-        return t.op(name, (scores, mask, v), out, flops=flops)
+        where = t.tensor(f"{name}.mask", (s, keys), itemsize=4)
+        scores = t.op(f"{name}.scores", (q, k), square, itemsize=4, extra=(where,))
+        return t.op(name, (scores, where, v), out, flops=flops)
+    grouped = kv_heads != heads
     if t.kernels.attention == "flash" or (t.kernels.attention == "sdpa" and sdpa):
+        if t.kernels.attention == "flash":
+            mask = None
+        elif mask is None and window and masked and keys >= window:
+            mask = t.shared(f"{name}.mask {window}", (Dim(1), s, keys), itemsize=1)
+        copied = t.kernels.kv == "expanded" or (kv_heads != 1 if mask or t.kernels.kv == "repeated" else q.itemsize == 4)
+        by_head = by_head or t.kernels.rope == "concatenated"
+        if grouped and copied and t.kernels.attention == "sdpa":
+            k, v = (_repeated(t, x, (b, keys, heads, width), f"{name}.{side}") for x, width, side in ((k, d, "k"), (v, dv, "v")))
         lse = t.tensor(f"{name}.lse", (b, heads, s), itemsize=4)
-        return t.op(name, (q, k, v), out, itemsize=q.itemsize, flops=flops, saves=(q, k, v, lse), saves_out=True, extra=(lse,))
+        kv = int(k.shape[2]) // int(d) if len(k.shape) == 3 else int(heads)
+        sizes = {"batch": b, "heads": heads, "kv_heads": kv, "tokens": s, "keys": keys, "head_dim": d, "itemsize": q.itemsize}
+        taken = attention_backward(**sizes, masked=mask is not None)
+        kept = (q, k, v, lse)
+        if mask:
+            kept = (*kept, _added(t, mask, b, q.itemsize, name))
+        y = t.op(
+            name, (q, k, v), out, itemsize=q.itemsize, flops=flops, saves=kept, saves_out=True, extra=(lse,), backward_workspace=taken
+        )
+        by_head = by_head or (t.kernels.layout == "by head" and t.kernels.attention == "sdpa")
+        return t.op(f"{name}.by_token", (y,), out, itemsize=y.itemsize) if by_head and t.kernels.frames == "held" else y
     with t.module("", q, k, v):
-        if kv_heads != heads:
-            k = t.hold(t.op(f"{name}.repeat_k", (k,), (b, keys, heads, d)))
-            v = t.hold(t.op(f"{name}.repeat_v", (v,), (b, keys, heads, dv)))
-        scores = t.op(f"{name}.scores", (q, k), square, flops=2 * numel(square) * int(d), saves=(q, k))
-        scaled = t.op(f"{name}.scaled", (scores,), square)
-        if capped:
-            small = t.op(f"{name}.divided", (scaled,), square)
-            tanh = t.op(f"{name}.tanh", (small,), square, saves_out=True)
-            scaled = t.op(f"{name}.capped", (tanh,), square)
-        mask = t.shared(f"{name}.mask {window or ''}", (b, s, keys))
-        masked = t.op(f"{name}.masked", (scaled, mask), square)
-        with t.module("", masked):  # its name is bound to the cast softmax only then
-            softmax = t.op(f"{name}.softmax", (masked,), square, itemsize=4, saves_out=True)
-            cast = t.op(f"{name}.cast", (softmax,), square)
+        q, k, v = (_dense(t, x, f"{name}.{side}") for x, side in ((q, "q"), (k, "k"), (v, "v")))
+        if grouped:
+            k, v = (_repeated(t, x, (b, keys, heads, width), f"{name}.{side}") for x, width, side in ((k, d, "k"), (v, dv, "v")))
+        if mask is None and masked:
+            mask = t.shared(f"{name}.mask {window or ''}", (b, s, keys))
+        elif mask is None and t.kernels.padding_mask == "always":
+            mask = t.shared(f"{name}.padding", (b, Dim(1), keys))
+        probabilities = _probabilities(t, q, k, square, mask, wide if upcast else 0, capped, name)
         if t.repeated is not None:
-            t.frames[-3].append(cast)  # the module returns it too, and the layer names it `_` until its own end
-        return t.op(name, (cast, v), out, flops=2 * numel(square) * int(dv), saves=(cast, v))
+            t.frames[-3].append(probabilities)  # the module returns it too, and the layer names it `_` until its own end
+        entry = lowered(t, probabilities, f"{name}.probabilities")
+        return t.op(name, (entry, v), out, itemsize=v.itemsize, flops=2 * numel(square) * int(dv), saves=(entry, v))
+
+
+def _dense(t: Tape, x: Tensor, name: str) -> Tensor:
+    """`x`, or a copy where it is a part of a wider projection: torch.matmul takes batches of several that are dense in memory."""
+    return x if x.base is None or x.shape[0] == 1 else t.op(f"{name}.dense", (x,), x.shape, itemsize=x.itemsize)
+
+
+def _added(t: Tape, mask: Tensor, batch: int, itemsize: int, name: str) -> Tensor:
+    """What sdpa's efficient kernel adds to the scores of a `batch`, and keeps: `mask` itself; where it is one of truth values a number for
+    each; where its rows are no multiple of 16 a copy that has such (pytorch `aten/native/transformers/attention.cpp`: pad_bias,
+    convert_boolean_attn_mask).
+    """
+    s, keys = mask.shape[-2:]
+    if mask.itemsize == 1:
+        mask = t.op(f"{name}.bias", (mask,), (batch, s, keys), itemsize=itemsize)
+    wide = -(-int(keys) // 16) * 16
+    return mask if wide == keys else t.op(f"{name}.padded_bias", (mask,), (mask.shape[0], s, wide), itemsize=itemsize)
+
+
+def _repeated(t: Tape, x: Tensor, shape: tuple[int, ...], name: str) -> Tensor:
+    """Keys or values of all heads, a copy (`repeat_kv`), which a local variable names."""
+    return t.hold(t.op(f"{name}.repeated", (x,), shape, itemsize=x.itemsize))
+
+
+def _probabilities(
+    t: Tape, q: Tensor, k: Tensor, square: tuple[int, ...], mask: Tensor | None, wide: int, capped: bool, name: str
+) -> Tensor:
+    """transformers' eager_attention_forward: scores, scaled, soft-`capped` and masked scores, their softmax, its cast, each `square`.
+
+    Soft-capped scores are divided, go through a tanh, which backward keeps, and are multiplied. All layers share the mask. The softmax is
+    in fp32 where it is cast to `wide` bytes afterwards (0: it stays in the scores' own dtype, as BERT's), and always under autocast; bf16
+    scores are copied to fp32 first (pytorch `aten/native/SoftMax.cpp`). What is dropped in training is another tensor, with its mask.
+    """
+    size = q.itemsize
+    scores = t.op(f"{name}.scores", (q, k), square, itemsize=size, flops=2 * numel(square) * int(q.shape[2] // square[1]), saves=(q, k))
+    scores = t.op(f"{name}.scaled", (scores,), square, itemsize=size)
+    if capped:
+        small = t.op(f"{name}.divided", (scores,), square, itemsize=size)
+        tanh = t.op(f"{name}.tanh", (small,), square, itemsize=size, saves_out=True)
+        scores = t.op(f"{name}.capped", (tanh,), square, itemsize=size)
+    if mask:
+        scores = t.op(f"{name}.masked", (scores, mask), square, itemsize=max(size, mask.itemsize))
+    with t.module("", scores):  # its name is bound to the cast softmax only then
+        fp32 = wide or t.autocast
+        if fp32 and scores.itemsize != 4 and t.kernels.softmax == "copied":
+            scores = t.op(f"{name}.float", (scores,), square, itemsize=4)
+        kept = (scores,) if t.kernels.softmax_keeps == "both" else ()
+        softmax = t.op(f"{name}.softmax", (scores,), square, itemsize=4 if fp32 else scores.itemsize, saves=kept, saves_out=True)
+        if wide and wide != softmax.itemsize:
+            softmax = t.op(f"{name}.cast", (softmax,), square, itemsize=wide)
+    return dropout(t, softmax, t.attention_dropout, f"{name}.dropout")

@@ -2,17 +2,38 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from ..tape import Dim, Tape, Tensor
 
 
-def cross_entropy(t: Tape, logits: Tensor) -> Tensor:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loss:
+    """A plain cross-entropy's variant: whether the logits go to fp32, and whether a copy without the last position's is made of them."""
+
+    upcast: bool = True
+    shifts_logits: bool = False
+
+
+def cross_entropy(t: Tape, logits: Tensor, loss: Loss = Loss()) -> Tensor:  # noqa: B008  a frozen record
     """Mean cross-entropy with full logits: [b, s, vocab] -> [1].
 
-    The logits go to fp32, log-softmax makes as much again and keeps it; backward makes the gradient of the log-probabilities and that of
-    the fp32 logits, each [b·s, vocab] in fp32, then casts. Source: transformers 5.23 `loss/loss_utils.py` ForCausalLMLoss (labels are
-    shifted, not logits, since 4.50); `aten::_log_softmax`, `aten::nll_loss_forward` (pytorch `derivatives.yaml`).
+    The logits go to fp32 (`upcast`), log-softmax makes as much again and keeps it; backward makes the gradient of the log-probabilities and
+    that of the logits, each [b·s, vocab] in fp32, then casts. Not `upcast`, all of them have the logits' own dtype, but under autocast
+    (which copies bf16 to fp32 first). Where the logits are shifted and not the labels, a copy [b, s − 1, vocab] goes in.
+    Source: transformers 5.23 `loss/loss_utils.py` ForCausalLMLoss, and `engines/train/transformers_versions.py` for those before;
+    `aten::_log_softmax`, `aten::nll_loss_forward` (pytorch `derivatives.yaml`).
     """
     with t.module("loss", logits):
-        upcast = t.op("float", (logits,), logits.shape, itemsize=4) if logits.itemsize != 4 else logits
-        log_softmax = t.op("log_softmax", (upcast,), logits.shape, itemsize=4, saves_out=True)
+        x = logits
+        if x.itemsize != 4 and loss.upcast:
+            x = t.hold(t.op("float", (x,), x.shape, itemsize=4))
+        if loss.shifts_logits:
+            shape = (x.shape[0], Dim(int(x.shape[1]) - 1, "tokens - 1"), x.shape[2])
+            x = t.hold(t.op("shift", (x,), shape, itemsize=x.itemsize))
+        if x.itemsize != 4 and t.autocast and t.kernels.softmax == "copied":
+            x = t.op("autocast", (x,), x.shape, itemsize=4)
+        size = 4 if t.autocast else x.itemsize
+        kept = (x,) if t.kernels.softmax_keeps == "both" else ()
+        log_softmax = t.op("log_softmax", (x,), x.shape, itemsize=size, saves=kept, saves_out=True)
         return t.op("nll_loss", (t.hold(log_softmax),), (Dim(1),), itemsize=4)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from ..tape import Dim, Tape, Tensor, Weight
 from .linear import linear
+from .lora import merged
+from .moe_looped import looped
 
 
 def route(
@@ -37,11 +40,14 @@ def experts(
     `up` names the matrices [ffn, hidden] before the activation (two where it is gated), `down` the one after it, as the checkpoint names
     them, `{e}` standing for the expert (`fused_up`: one matrix [2·ffn, hidden]; `transposed`: stored as [in, out]). Working set, in rows of
     b·s·top_k: the permuted input, gate and up, their product, the output, as in vLLM's fused_moe (`fused_experts_impl`: three intermediate
-    caches). Python's modules (frames `held`) make more: see `_grouped`, which `normalised` and `fp32_weights` are for.
+    caches). Python's modules (frames `held`) make more: see `_grouped`, which `normalised` and `fp32_weights` are for, and `looped`.
     """
     hidden = x.shape[-1]
     rows = x.shape[0] * x.shape[1] * Dim(top_k, "top_k")
     gates = 2 if fused_up else len(up)
+    if t.kernels.frames == "held" and t.kernels.experts == "looped":
+        weighting = _weights(t, probabilities, top_k, normalised=normalised, itemsize=t.itemsize)
+        return looped(t, x, weighting, ffn=ffn, n_experts=n_experts, top_k=top_k, up=up, down=down)
 
     def matrix(name: str, out: int, width: int) -> None:
         shape = (width, out) if transposed else (out, width)
@@ -109,25 +115,49 @@ def _grouped(
         source = t.op("experts.source", (order,), (rows,), itemsize=8, saves_out=True)
         permuted = t.hold(t.op("experts.permute", (x, source), (rows, hidden), itemsize=size))
         share = t.hold(t.op("experts.share", (weights, order), (rows, 1), itemsize=weights.itemsize))
+        up = adapted(t, "gate_up_proj", (n_experts, gates * ffn, hidden), ups)
         raised = t.op(
             "experts.up",
-            (permuted, offsets),
+            (permuted, offsets, *up),
             (rows, gates * ffn),
             itemsize=size,
             weights=ups,
             flops=gates * flops,
-            saves=(permuted, offsets),
+            saves=(permuted, offsets, *up),
+            always=bool(up),
         )
         acted = t.op("experts.act", (raised,), (rows, ffn), itemsize=size, saves=(raised,))
         if gates == 2:
             acted = t.op("experts.gated", (acted, raised), (rows, ffn), itemsize=size, saves=(acted, raised))
-        lowered = t.hold(t.op("experts.down", (acted, offsets), (rows, hidden), itemsize=size, weights=downs, flops=flops, saves=(acted,)))
+        down = adapted(t, "down_proj", (n_experts, hidden, ffn), downs)
+        lowered = t.op(
+            "experts.down",
+            (acted, offsets, *down),
+            (rows, hidden),
+            itemsize=size,
+            weights=downs,
+            flops=flops,
+            saves=(acted, *down),
+            always=bool(down),
+        )
+        t.hold(lowered)
         wide = max(size, share.itemsize)
         weighted = t.op("experts.weighted", (lowered, share), (rows, hidden), itemsize=wide, saves=(lowered, share))
         back = t.hold(t.op("experts.back", (order,), (rows,), itemsize=8, saves_out=True))
         restored = t.hold(t.op("experts.restore", (weighted, back), (rows, hidden), itemsize=wide))
         summed = t.op("experts.combine", (restored,), x.shape, itemsize=wide)
         return summed if wide == size else t.op("experts.cast", (summed,), x.shape, itemsize=size)
+
+
+def adapted(t: Tape, module: str, shape: tuple[int, int, int], weights: tuple[Weight, ...]) -> tuple[Tensor, ...]:
+    """The matrices of all experts with the training method's adapter added, where it has one; held until the experts return.
+
+    Two matrices in one have an adapter of twice the rank. Source: PEFT 0.21 `utils/transformers_weight_conversion.py`.
+    """
+    matrices = [weight for weight in weights if len(weight.shape) == 2]
+    adapters = [t.method.adapter(weight.name.removesuffix(".weight"), weight) if t.method else None for weight in matrices]
+    first = adapters[0]
+    return () if first is None else (t.hold(merged(t, module, shape, replace(first, rank=first.rank * len(matrices)))),)
 
 
 def _bias(name: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..tape import Kind, Tape, Tensor
-from .norm import groups, rms_norm
+from .norm import SQUARES, fused, groups, rms_norm, weighted
 
 
 def rms_norm_fp32(t: Tape, x: Tensor, name: str, *, weight: bool = True, width: int = 0, kind: Kind = "norm", gain: bool = True) -> Tensor:
@@ -11,19 +11,17 @@ def rms_norm_fp32(t: Tape, x: Tensor, name: str, *, weight: bool = True, width: 
 
     `upcast`: x in fp32, the reciprocal root, 1 + w in fp32 and, for the weight's gradient, the normed x in fp32 are kept for backward
     (`rms_norm` keeps that one in the model's dtype); the product in fp32 is a tensor too. Source: transformers 5.23, Gemma3RMSNorm
-    (`models/gemma3/modeling_gemma3.py`) and Qwen3_5RMSNorm. Without `gain` the weight is applied as it is stored (Olmo2RMSNorm). `fused`
-    kernels keep x and the reciprocal root, as in `rms_norm`. `kind` is the weight's: that of a router's own norm is the router's.
+    (`models/gemma3/modeling_gemma3.py`) and Qwen3_5RMSNorm. Without `gain` the weight is applied as it is stored (Olmo2RMSNorm). `fused`,
+    `triton` and `inplace` kernels are as in `rms_norm`. `kind` is the weight's: that of a router's own norm is the router's.
     """
     weights = (t.weight(f"{name}.weight", (width or x.shape[-1],), kind),) if weight else ()
-    if t.kernels.norm == "fused":
-        stat = t.tensor(f"{name}.rstd", groups(x, width), itemsize=4)
-        return t.op(name, (x,), x.shape, weights=weights, saves=(x, stat), extra=(stat,), always=True)
+    if t.kernels.norm in ("fused", "triton", "inplace"):
+        return fused(t, (x,), name, weights, width)
     upcast = t.op(f"{name}.float", (x,), x.shape, itemsize=4)
-    rstd = t.op(f"{name}.rstd", (upcast,), groups(x, width), itemsize=4)
+    rstd = t.op(f"{name}.rstd", (upcast,), groups(x, width), itemsize=4, backward_workspace=SQUARES * upcast.nbytes)
     normed = t.op(f"{name}.normed", (upcast, rstd), x.shape, itemsize=4, saves=(upcast, rstd))
     if weight:
-        gains = (t.tensor(f"{name}.gain", (width or x.shape[-1],), itemsize=4),) if gain else ()
-        normed = t.op(f"{name}.scaled", (normed,), x.shape, itemsize=4, weights=weights, saves=(normed, *gains), extra=gains)
+        return weighted(t, normed, name, weights, gain=gain, itemsize=x.itemsize)
     return t.op(name, (normed,), x.shape)
 
 
@@ -36,8 +34,7 @@ def gated_rms_norm(t: Tape, x: Tensor, gate: Tensor, name: str, *, width: int = 
     """
     if t.kernels.norm == "fused":
         scale = t.weight(f"{name}.weight", (width or x.shape[-1],), "norm")
-        rstd = t.tensor(f"{name}.rstd", groups(x, width), itemsize=4)
-        return t.op(name, (x, gate), x.shape, weights=(scale,), saves=(x, gate, rstd), extra=(rstd,), always=True)
+        return fused(t, (x, gate), name, (scale,), width)
     normed = t.op(f"{name}.x_float", (x,), x.shape, itemsize=4) if gate_first else rms_norm(t, x, name, width=width)
     upcast = t.op(f"{name}.gate_float", (gate,), x.shape, itemsize=4)
     silu = t.op(f"{name}.silu", (upcast,), x.shape, itemsize=4, saves=(upcast,))

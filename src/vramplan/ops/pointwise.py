@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from ..tape import Tape, Tensor
 from .linear import linear
+from .rotary import concatenated, stacked
 
 
 def add(t: Tape, a: Tensor, b: Tensor, name: str = "residual") -> Tensor:
     """a + b, same shapes. Backward keeps nothing."""
-    return t.op(name, (a, b), a.shape, itemsize=max(a.itemsize, b.itemsize), passes=a.itemsize == b.itemsize)
+    return t.op(name, (a, b), a.shape, itemsize=max(a.itemsize, b.itemsize), passes=True)
 
 
 def multiply(t: Tape, a: Tensor, b: Tensor, name: str = "multiply") -> Tensor:
@@ -21,7 +22,7 @@ def dropout(t: Tape, x: Tensor, share: float, name: str = "dropout") -> Tensor:
 
     Source: `aten::native_dropout`, pytorch `derivatives.yaml`.
     """
-    if not share or t.method is None:
+    if not share or t.method is None or not t.kernels.dropout:
         return x
     mask = t.tensor(f"{name}.mask", x.shape, itemsize=1)
     return t.op(name, (x,), x.shape, itemsize=x.itemsize, extra=(mask,), saves=(mask,))
@@ -35,10 +36,13 @@ def activation(t: Tape, x: Tensor, name: str = "act_fn") -> Tensor:
 def gated(t: Tape, x: Tensor, gate: str, up: str, ffn: int, *, bias: bool = False) -> Tensor:
     """act(x Wgᵀ) · (x Wuᵀ): [..., hidden] -> [..., ffn].
 
-    `eager` (transformers' LlamaMLP): gate, act(gate) and up are tensors of their own, all kept for backward. `merged` (vLLM's
-    MergedColumnParallelLinear and SiluAndMul): one tensor [..., 2·ffn] and the product; the checkpoint's two weights stay two.
+    `eager` and `plain` (transformers' LlamaMLP): gate, act(gate) and up are tensors of their own, all kept for backward. `merged` (vLLM's
+    MergedColumnParallelLinear and SiluAndMul): one tensor [..., 2·ffn] and the product; the checkpoint's two weights stay two. `fused`: see
+    `act_and_multiply`.
     """
-    if t.kernels.mlp == "eager":
+    if t.kernels.mlp == "fused":
+        return act_and_multiply(t, linear(t, x, gate, ffn, bias=bias), linear(t, x, up, ffn, bias=bias))
+    if t.kernels.mlp != "merged":
         gated_x = activation(t, linear(t, x, gate, ffn, bias=bias))
         return multiply(t, gated_x, linear(t, x, up, ffn, bias=bias), "gated")
     weights = tuple(t.weight(f"{name}.weight", (ffn, x.shape[-1]), "linear") for name in (gate, up))
@@ -49,19 +53,48 @@ def gated(t: Tape, x: Tensor, gate: str, up: str, ffn: int, *, bias: bool = Fals
     return t.op("act_and_mul", (both,), (*x.shape[:-1], ffn), saves=(both,))
 
 
+def act_and_multiply(t: Tape, gate: Tensor, up: Tensor) -> Tensor:
+    """act(gate) · up in one kernel, same shapes: backward keeps both, and writes their gradients over them.
+
+    Source: Liger 0.8 `ops/swiglu.py` LigerSiLUMulFunction, `ops/geglu.py` LigerGELUMulFunction.
+    """
+    return t.op("gated", (gate, up), gate.shape, itemsize=gate.itemsize, saves=(gate, up), overwrites="kept")
+
+
 def rope(t: Tape, x: Tensor, name: str, head_dim: int | None = None) -> Tensor:
     """Rotary position embedding: same shape. `eager` (transformers' apply_rotary_pos_emb): x·cos + rotate_half(x)·sin, four tensors.
 
-    Backward keeps only cos and sin, [1, s, head_dim] each, which all layers share; under autocast they are fp32, and so is the result.
-    `inplace`: the serving engines' kernels write over x.
+    Backward keeps only cos and sin, [1, s, head_dim] each, which all layers share, or which each layer makes (kernels `own`) or looks up
+    in its buffers of all positions (`cached`); under autocast they are fp32, and so is the result. `inplace`: kernels of serving engines
+    and of Liger (0.8 `ops/rope.py`) write over x, and backward over the gradient. `concatenated` and `stacked`: see `rotary`.
     """
-    if t.kernels.rope == "inplace":
-        return x
+    if t.kernels.rope == "stacked":
+        return stacked(t, x, name, head_dim)
     tables: tuple[Tensor, ...] = ()
-    if head_dim:
-        tables = tuple(t.shared(f"rotary.{table}", (1, x.shape[1], head_dim)) for table in ("cos", "sin"))
+    if head_dim and not (t.kernels.rope == "inplace" and t.method is None):
+        tables = tuple(_table(t, table, (1, x.shape[1], head_dim)) for table in ("cos", "sin"))
+    if t.kernels.rope == "inplace":
+        for table in tables:
+            table.saved = int(x.storage.grad)
+        return x
+    if t.kernels.rope == "concatenated":
+        return concatenated(t, x, name, tables)
     size = t.itemsize if t.autocast else x.itemsize
     cos = t.op(f"{name}.cos", (x, *tables[:1]), x.shape, itemsize=size, saves=tables[:1])
     half = t.op(f"{name}.rotate_half", (x,), x.shape, itemsize=x.itemsize)
     sin = t.op(f"{name}.sin", (half, *tables[1:]), x.shape, itemsize=size, saves=tables[1:])
     return t.op(f"{name}.rope", (cos, sin), x.shape, itemsize=size)
+
+
+def _table(t: Tape, name: str, shape: tuple[int, ...]) -> Tensor:
+    """Cosines or sines of the positions, `shape` [1, s, head_dim]: the same for queries and keys."""
+    if t.kernels.rotary == "shared":
+        return t.shared(f"rotary.{name}", shape)
+    own = f"rotary.{name} of {t.region}"
+    found = next((table for table in t.tables if table.name == own), None)
+    if found is None:
+        if t.kernels.rotary == "cached":
+            t.weight(f"rotary_emb.{name}_cached", (t.positions, shape[-1]), "buffer")
+        found = t.hold(t.tensor(own, shape))
+        t.tables.append(found)
+    return found

@@ -2,36 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..tape import Weight
-from . import Itemsize
+from ..tape import Weight, numel
+from .base import Locals, Optimizer, elements
 
 NAMES = ("adafactor",)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Adafactor:
-    """Without a first moment (`beta1` None, the Trainer's default). The step works in fp32 on one weight at a time.
+def factors(weight: Weight) -> tuple[int, int]:
+    """Bytes of a matrix's row and column of moments, experts by their own: `shape[:-1]` and `shape[:-2] + shape[-1:]`, in fp32."""
+    *left, rows, cols = weight.shape
+    return 4 * numel(left) * weight.copies * rows, 4 * numel(left) * weight.copies * cols
 
-    There, 16-bit weights and gradients are copied to fp32, and the squared gradient and the update made: 4 × 4 B per element, 2 × 4 B for
-    fp32 weights. Source: transformers 5.23 `optimization.py`, Adafactor.step; states are in the gradient's dtype (`.to(grad)`), fp32 after
-    its cast.
-    """
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Adafactor(Optimizer):
+    """As the Trainer makes it: without a first moment, `scale_parameter` and `relative_step` off. States and step are in fp32."""
 
     source: str = "transformers 5.23 optimization.py, Adafactor"
-    paged: bool = False
 
-    def states(self, weight: Weight, itemsize: int) -> int:
-        if len(weight.shape) < 2:
-            return 4 * weight.numel
-        rows, cols = int(weight.shape[0]), weight.numel // weight.repeats // weight.copies // int(weight.shape[0])
-        return 4 * (rows + cols) * weight.copies * weight.repeats
+    def kept(self, weight: Weight, itemsize: int) -> Sequence[int]:
+        return factors(weight) if len(weight.shape) > 1 else [4 * elements(weight)]
 
-    def temporary(self, weights: Iterable[Weight], itemsize: Itemsize) -> int:
-        return max((weight.numel // weight.repeats * (16 if itemsize(weight) < 4 else 8) for weight in weights), default=0)
+    def turn(self, names: Locals, weight: Weight, itemsize: int) -> None:
+        """16-bit gradients and weights are copied to fp32; the update is made from the squared gradient, and negated."""
+        fp32 = 4 * elements(weight)
+        copy = fp32 if itemsize < 4 else 0
+        for name in ("grad", "p_data_fp32"):
+            names.bind(name, 0)
+            names.bind(name, copy)
+        names.bind("update", fp32, fp32)
+        names.bind("update", fp32, *factors(weight) if len(weight.shape) > 1 else ())
+        names.use(fp32)
 
 
-def optimizer(name: str) -> Adafactor:
+def optimizer(name: str) -> Optimizer:
     return Adafactor()

@@ -1,42 +1,88 @@
-"""bitsandbytes' AdamW: moments in 8 bits with a scale per block of 256, or paged, in managed memory that torch does not see."""
+"""bitsandbytes' optimizers: states of 32 or 8 bits, and paged ones, in managed memory that torch does not see. Their steps make nothing.
+
+8 bits: a byte per element and an fp32 scale per block of 256; small weights keep fp32. `lion` and `ademamix` are bitsandbytes', as they are
+with transformers' Trainer. Source: bitsandbytes 0.50 `optim/optimizer.py` (`init_state`, `get_state_buffer`) and `optim/ademamix.py`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..tape import Weight
-from . import Itemsize
+from .base import Locals, Optimizer, elements
 
-NAMES = ("adamw-8bit", "paged-adamw-8bit", "paged-adamw-32bit")
+NAMES = (
+    "adamw-8bit",
+    "adamw-32bit",
+    "paged-adamw-8bit",
+    "paged-adamw-32bit",
+    "lion",
+    "lion-8bit",
+    "paged-lion",
+    "paged-lion-8bit",
+    "ademamix",
+    "ademamix-8bit",
+    "paged-ademamix",
+    "paged-ademamix-8bit",
+    "rmsprop-8bit",
+    "rmsprop-32bit",
+)
 
-BLOCK = 256
-"""Elements per scale: bitsandbytes 0.50 `optim/optimizer.py`, `init_state` (blockwise, blocksize 256)."""
+STATES = {"adamw": 2, "rmsprop": 1, "lion": 1, "ademamix": 3}
+"""Buffers like the weight: AdEMAMix keeps two of its three averages in one tensor of twice the size."""
+SCALED = 256
+"""Elements per scale (`blocksize`)."""
 SMALLEST = 4096
-"""Weights with fewer elements keep fp32 moments: bitsandbytes 0.50 `min_8bit_size`."""
+"""Weights with fewer elements keep fp32 states (`min_8bit_size`)."""
+PAGED = 100_000
+"""Buffers of weights with fewer elements are ordinary tensors (`get_state_buffer`)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Blockwise:
-    """Two moments: one byte each and an fp32 scale per 256 elements; fp32 for small weights and, as transformers' Trainer asks, embeddings.
+class Blockwise(Optimizer):
+    """`buffers` states per element, of 8 `bits` or fp32. With `wide_embeddings` those of nn.Embedding are fp32, as the Trainer has them.
 
-    Source: bitsandbytes 0.50 `optim/optimizer.py` Optimizer2State.init_state; transformers 5.23 `trainer.py` create_optimizer
-    (`register_module_override(module, "weight", {"optim_bits": 32})` for nn.Embedding).
+    Source of that: transformers 5.23 `trainer.py`, create_optimizer (`register_module_override(module, "weight", {"optim_bits": 32})`).
+    The two tables of 256 values that all weights share (1 KiB each) are not counted.
     """
 
+    buffers: int
     bits: int
-    paged: bool
+    managed: bool
+    wide_embeddings: bool
     source: str = "bitsandbytes 0.50 optim/optimizer.py"
 
-    def states(self, weight: Weight, itemsize: int) -> int:
-        one = weight.numel // weight.repeats
-        if self.bits == 32 or weight.kind == "embed" or one // weight.copies < SMALLEST:
-            return 8 * weight.numel
-        return 2 * (one + 4 * -(-one // BLOCK)) * weight.repeats
+    def kept(self, weight: Weight, itemsize: int) -> Sequence[int]:
+        values, scales = self._states(weight)
+        return scales if self._goes(weight) else [*values, *scales]
 
-    def temporary(self, weights: Iterable[Weight], itemsize: Itemsize) -> int:
-        return 0
+    def paged(self, weight: Weight, itemsize: int) -> int:
+        return sum(self._states(weight)[0]) * weight.repeats if self._goes(weight) else 0
+
+    def turn(self, names: Locals, weight: Weight, itemsize: int) -> None:
+        pass
+
+    def _states(self, weight: Weight) -> tuple[Sequence[int], Sequence[int]]:
+        wide = self.wide_embeddings and weight.kind == "embed"
+        return blockwise(elements(weight), self.buffers, 32 if wide else self.bits)
+
+    def _goes(self, weight: Weight) -> bool:
+        return self.managed and elements(weight) >= PAGED
 
 
-def optimizer(name: str) -> Blockwise:
-    return Blockwise(bits=32 if name.endswith("32bit") else 8, paged=name.startswith("paged"))
+def blockwise(count: int, buffers: int, bits: int) -> tuple[Sequence[int], Sequence[int]]:
+    """Bytes of `buffers` states of a tensor of `count` elements: of their values, and of their scales."""
+    if bits == 32 or count < SMALLEST:
+        return [4 * count] * buffers, []
+    return [count] * buffers, [4 * -(-count // SCALED)] * buffers
+
+
+def optimizer(name: str, *, wide_embeddings: bool = False) -> Optimizer:
+    kind, _, bits = name.removeprefix("paged-").partition("-")
+    return Blockwise(
+        buffers=STATES[kind],
+        bits=8 if bits == "8bit" else 32,
+        managed=name.startswith("paged-"),
+        wide_embeddings=wide_embeddings,
+    )

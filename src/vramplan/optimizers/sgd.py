@@ -1,34 +1,44 @@
-"""torch.optim.SGD: nothing, or with momentum one buffer like the weight; its step is in place (pytorch 2.13 `torch/optim/sgd.py`)."""
+"""torch.optim's one-buffer optimizers, all weights at once (foreach, torch's default on a GPU): SGD, with momentum, Adagrad, RMSprop.
+
+Weight decay is 0, as it is by default and with transformers' Trainer; SGD, Adagrad and RMSprop would make a copy of the gradients for it.
+Source: pytorch 2.13 `torch/optim/sgd.py`, `adagrad.py`, `rmsprop.py`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..tape import Weight
-from . import Itemsize
+from .base import AtOnce, Locals, Optimizer, elements
 
-NAMES = ("sgd", "sgd-momentum", "lion")
+NAMES = ("sgd", "sgd-momentum", "adagrad", "rmsprop")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Buffers:
-    """`copies` buffers like the weight, and `temporaries` of the largest weight during the step."""
+class Buffers(AtOnce):
+    """`buffers` states like the weight; the step makes `copies` of all weights' size."""
 
+    buffers: int
     copies: int
-    temporaries: int
-    source: str
-    paged: bool = False
 
-    def states(self, weight: Weight, itemsize: int) -> int:
-        return self.copies * itemsize * weight.numel
+    def kept(self, weight: Weight, itemsize: int) -> Sequence[int]:
+        return [elements(weight) * itemsize] * self.buffers
 
-    def temporary(self, weights: Iterable[Weight], itemsize: Itemsize) -> int:
-        return self.temporaries * max((weight.numel // weight.repeats * itemsize(weight) for weight in weights), default=0)
+    def turn(self, names: Locals, weight: Weight, itemsize: int) -> None:
+        names.use(*[elements(weight) * itemsize] * self.copies)
 
 
-def optimizer(name: str) -> Buffers:
-    """Lion keeps one momentum and makes its update for one weight at a time (Chen et al. 2023, arXiv:2302.06675, algorithm 2)."""
-    if name == "lion":
-        return Buffers(copies=1, temporaries=2, source="arXiv:2302.06675, algorithm 2")
-    return Buffers(copies=int(name == "sgd-momentum"), temporaries=0, source="pytorch 2.13 torch/optim/sgd.py")
+def optimizer(name: str) -> Optimizer:
+    """SGD's step is in place; RMSprop makes the roots of its averages (`_foreach_sqrt`), Adagrad those and scaled gradients.
+
+    Adagrad's sums are made with it (`__init__`).
+    """
+    buffers, copies, file = {
+        "sgd": (0, 0, "sgd"),
+        "sgd-momentum": (1, 0, "sgd"),
+        "adagrad": (1, 2, "adagrad"),
+        "rmsprop": (1, 1, "rmsprop"),
+    }[name]
+    source = f"pytorch 2.13 torch/optim/{file}.py"
+    return Buffers(buffers=buffers, copies=copies, early=name == "adagrad", source=source)

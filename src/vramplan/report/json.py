@@ -5,15 +5,15 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
+from ..ledger import Item, Moment
+
 if TYPE_CHECKING:
-    from ..estimate import Estimate
+    from ..estimate import Estimate, Share
 
 
 def to_dict(answer: Estimate) -> dict[str, Any]:
     """JSON-ready data: the scenario with defaults filled in, assumptions, quantities, the verdict, and every item of every GPU."""
-    moment, _ = answer.peak
     given = {f.name: getattr(answer.scenario, f.name) for f in fields(answer.scenario)}
-    gpu = answer.gpu
     return {
         "scenario": {name: list(value) if isinstance(value, tuple) else value for name, value in given.items() if value is not None},
         "model": {"id": answer.model.id, "origin": answer.model.origin},
@@ -23,24 +23,25 @@ def to_dict(answer: Estimate) -> dict[str, Any]:
         "fits": answer.fits,
         "headroom": answer.headroom,
         "likelihood": None,
-        "gpus": [
-            {
-                "rank": 0,
-                "name": gpu.name if gpu else None,
-                "capacity": gpu.capacity if gpu else None,
-                "usable": answer.room,
-                "peak_moment": moment.value,
-                "peak": answer.peak[1],
-                "items": [
-                    {
-                        "path": list(item.path),
-                        "nbytes": item.nbytes,
-                        "alive": [m.value for m in type(moment) if m in item.alive],
-                        "why": item.why,
-                        "source": item.source,
-                    }
-                    for item in answer.ledger.items
-                ],
-            }
-        ],
+        "gpus": [_share(share) for share in answer.shares],
+        **({"host": [_item(item) for item in answer.host.items]} if answer.host.items else {}),
     }
+
+
+def _share(share: Share) -> dict[str, Any]:
+    moment, peak = share.ledger.peak()
+    return {
+        "rank": share.rank,
+        "count": share.count,
+        "name": share.gpu.name if share.gpu else None,
+        "capacity": share.gpu.capacity if share.gpu else None,
+        "usable": share.room,
+        "peak_moment": moment.value,
+        "peak": peak,
+        "items": [_item(item) for item in share.ledger.items],
+    }
+
+
+def _item(item: Item) -> dict[str, Any]:
+    alive = [moment.value for moment in Moment if moment in item.alive]
+    return {"path": list(item.path), "nbytes": item.nbytes, "alive": alive, "why": item.why, "source": item.source}

@@ -10,6 +10,7 @@ from ..units import gib
 
 if TYPE_CHECKING:
     from ..estimate import Estimate
+    from ..ledger import Ledger
 
 WIDTH = 80
 
@@ -35,11 +36,11 @@ def render(answer: Estimate, *, explain: bool = False, colour: bool = False) -> 
     """The answer as text; `explain` adds every formula with its values and source."""
     moment, peak = answer.peak
     lines = [*wrapped(_verdict(answer), ""), *_remarks(answer), ""]
-    tree = _tree(answer)
+    tree = _tree(answer.ledger)
     if answer.room:
-        lines += [_bar(tree, answer.room, colour), ""]
+        lines += [*_bars(answer, colour), ""]
     lines += _items(answer, tree, explain=explain, colour=colour)
-    lines += [_row("peak", peak, f"at {moment.value}"), ""]
+    lines += [_row("peak", peak, f"at {moment.value}"), *_allocator(answer), *_host(answer), ""]
     lines += ["Assumed:"]
     for text in (f"model: {answer.model.id}, from {answer.model.origin}", *answer.assumptions):
         lines += wrapped(text, "  - ")
@@ -50,9 +51,43 @@ def _verdict(answer: Estimate) -> str:
     peak, headroom = answer.peak[1], answer.headroom
     if answer.gpu is None or answer.room is None or headroom is None:
         return f"{answer.model.id} takes {gib(peak)} (no GPU named: nothing to fit into)."
-    verb = "Fits" if headroom >= 0 else "Does not fit"
+    verb = "Fits" if answer.fits else "Does not fit"
     rest = f"{gib(headroom)} to spare" if headroom >= 0 else f"{gib(-headroom)} missing"
+    if headroom >= 0 and not answer.fits:
+        rest += ", but in pieces too small for torch's allocator"
     return f"{verb}: {gib(peak)} of {gib(answer.room)} on {answer.gpu.name}, {rest}."
+
+
+def _bars(answer: Estimate, colour: bool) -> list[str]:
+    """One bar for each kind of GPU, the one that breaks first on top."""
+    lines = []
+    for share in answer.shares:
+        if len(answer.shares) > 1:
+            last = share.rank + share.count - 1
+            who = f"GPU {share.rank}" if share.count == 1 else f"GPUs {share.rank}-{last}"
+            lines.append(f"{who}: {gib(share.ledger.peak()[1])} of {gib(share.room or 0)}")
+        lines.append(_bar(_tree(share.ledger), share.room or 1, colour))
+    return lines
+
+
+def _host(answer: Estimate) -> list[str]:
+    """What lies in host memory, by the first part of its path."""
+    parts: dict[str, int] = {}
+    for item in answer.host.items:
+        parts[item.path[0]] = parts.get(item.path[0], 0) + item.nbytes
+    return [_row("host memory", sum(parts.values()), ", ".join(parts))] if parts else []
+
+
+def _allocator(answer: Estimate) -> list[str]:
+    """What torch's allocator makes of it, where its simulation knows the order of allocations."""
+    q = answer.quantities
+    if answer.reserved is None:
+        return []
+    return [
+        _row("torch: max_memory_allocated", q["peak_allocated"], ""),
+        _row("torch: max_memory_reserved", q["peak_reserved"], "by a simulation of its allocator"),
+        _row("nvidia-smi", q["process"], "reserved + CUDA context"),
+    ]
 
 
 def _remarks(answer: Estimate) -> list[str]:
@@ -77,10 +112,10 @@ def _letter(name: str, colour: bool) -> str:
     return f"\x1b[{code}m{letter}\x1b[0m" if colour and code else letter
 
 
-def _tree(answer: Estimate) -> dict[str, int]:
+def _tree(ledger: Ledger) -> dict[str, int]:
     """Bytes at the peak by part, in the order of LOOKS."""
     order = list(LOOKS)
-    tree = {path[0]: nbytes for path, nbytes in answer.ledger.tree(answer.peak[0]).items()}
+    tree = {path[0]: nbytes for path, nbytes in ledger.tree(ledger.peak()[0]).items()}
     return dict(sorted(tree.items(), key=lambda pair: order.index(pair[0]) if pair[0] in order else len(order)))
 
 

@@ -51,6 +51,11 @@ def _no(_: Any) -> bool:
     return False
 
 
+def _of_the_cpu(question: Any) -> Any:
+    """Autocast's state for "cuda", which PEFT asks of no device in particular: the CPU's, under whose autocast the trace runs."""
+    return lambda device="cuda": question("cpu" if device == "cuda" else device)
+
+
 def properties(name: str, capability: tuple[int, int], memory: int) -> Any:
     """What `torch.cuda.get_device_properties` answers, as far as the libraries ask."""
     return types.SimpleNamespace(
@@ -80,6 +85,8 @@ def gpu_answers(name: str, capability: tuple[int, int], memory: int) -> Iterator
     with ExitStack() as stack:
         for attribute, answer in answers.items():
             stack.enter_context(mock.patch.object(torch.cuda, attribute, answer))
+        for question in ("is_autocast_enabled", "get_autocast_dtype"):
+            stack.enter_context(mock.patch.object(torch, question, _of_the_cpu(getattr(torch, question))))
         stack.enter_context(mock.patch.object(nn.Module, "_apply", apply))
         stack.enter_context(mock.patch.object(import_utils, "is_fake_tensor", _no))
         yield

@@ -12,8 +12,10 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
+from unittest import mock
 
 import torch
+from torch import _meta_registrations
 
 aten = torch.ops.aten
 HALF = (torch.float16, torch.bfloat16)
@@ -159,6 +161,21 @@ def _without_autocast() -> Any:
     return torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU))
 
 
+def _grouped(meta: Any) -> Callable[..., Any]:
+    """Grouped products of other dtypes than bf16, which CUDA computes group by group and the meta function knows only in bf16.
+
+    Source: _grouped_mm_cuda, aten/src/ATen/native/cuda/GroupedBlas.cpp, and _grouped_mm_fallback, aten/src/ATen/native/GroupedMMUtils.h.
+    """
+
+    def run(mat_a: Any, mat_b: Any, scale_a: Any, scale_b: Any, offs: Any = None, *args: Any, **kwargs: Any) -> Any:
+        if scale_a is None and mat_a.dtype is mat_b.dtype in (torch.float16, torch.float32):
+            made = meta(mat_a.to(torch.bfloat16), mat_b.to(torch.bfloat16), None, None, offs)
+            return torch.empty(made.shape, dtype=mat_a.dtype, device=made.device)
+        return meta(mat_a, mat_b, scale_a, scale_b, offs, *args, **kwargs)
+
+    return run
+
+
 def _overload(name: str) -> Any:
     base, _, overload = name.partition(".")
     return getattr(getattr(aten, base), overload or "default")
@@ -179,6 +196,7 @@ def cuda_operators(capability: tuple[int, int], note: Callable[[str], None]) -> 
             library.impl(name, _fp32(_overload(name)), "AutocastCPU")
         for name, before in FP32_RESULT_UNDER_AUTOCAST.items():
             library.impl(name, _fp32_result(_overload(name), before), "AutocastCPU")
-        yield
+        with mock.patch.object(_meta_registrations, "_meta_grouped_mm_common", _grouped(_meta_registrations._meta_grouped_mm_common)):
+            yield
     finally:
         library._destroy()

@@ -9,6 +9,8 @@ import torch
 from torch import nn
 
 from ..errors import BadInput, Unknown
+from ..methods import inside
+from .images import frozen
 from .recipe import Recipe
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "bf16-mixed": torch.float32, "fp16-mixed": torch.float32}
@@ -19,12 +21,16 @@ def build(recipe: Recipe) -> Any:
     """The model as it stands before the first step: in training mode, frozen and adapted as the method says."""
     model = _base(recipe)
     model.config.use_cache = False
-    if recipe.method == "qlora":
+    if recipe.quantization:
         from .quantized import quantize
 
         quantize(model, recipe.quantization, double=recipe.double_quant, compute=_compute(recipe))
     if recipe.adapters:
         model = _adapted(model, recipe)
+    tower = frozen(recipe)
+    for name, parameter in model.named_parameters():
+        if inside(name, recipe.frozen_modules) or (tower and not recipe.adapters and tower.match(name)):
+            parameter.requires_grad = False
     if recipe.checkpointing == "full":
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": recipe.reentrant})
         if recipe.adapters:
@@ -47,14 +53,12 @@ def _base(recipe: Recipe) -> Any:
         config = transformers.AutoConfig.for_model(kind, **given)
     except ValueError:
         raise Unknown(f"{recipe.name}: transformers {transformers.__version__} does not know model_type {kind!r}") from None
-    auto = next(
-        (
-            a
-            for a in (transformers.AutoModelForCausalLM, transformers.AutoModelForImageTextToText, transformers.AutoModelForMaskedLM)
-            if type(config) in a._model_mapping
-        ),
-        None,
-    )
+    autos = (transformers.AutoModelForCausalLM, transformers.AutoModelForImageTextToText)
+    if recipe.images:
+        autos = autos[1:]
+    if recipe.head:
+        autos = (transformers.AutoModelForSequenceClassification if recipe.head == "classification" else transformers.AutoModelForMaskedLM,)
+    auto = next((a for a in autos if type(config) in a._model_mapping), None)
     if auto is None:
         raise Unknown(f"{recipe.name}: transformers has no language model for model_type {kind!r}")
     attention = {"auto": None, "eager": "eager"}.get(recipe.attention, "sdpa")
@@ -74,7 +78,7 @@ def _base(recipe: Recipe) -> Any:
 def _adapted(model: Any, recipe: Recipe) -> Any:
     import peft
 
-    if recipe.method == "qlora" and recipe.kbit_preparation:
+    if recipe.kbit_preparation:
         model = peft.prepare_model_for_kbit_training(
             model,
             use_gradient_checkpointing=recipe.checkpointing == "full",
@@ -95,12 +99,15 @@ def _adapted(model: Any, recipe: Recipe) -> Any:
         lora_alpha=int(recipe.lora.alpha),
         lora_dropout=recipe.lora.dropout,
         target_modules=targets,
-        use_rslora=recipe.method == "rslora",
-        use_dora=recipe.method == "dora",
+        use_rslora=recipe.lora.variant == "rslora",
+        use_dora=recipe.lora.variant == "dora",
         modules_to_save=list(recipe.trained_modules) or None,
+        exclude_modules=tower.pattern if (tower := frozen(recipe)) else None,
         task_type="CAUSAL_LM",
     )
     model = peft.get_peft_model(model, settings, autocast_adapter_dtype=recipe.lora.dtype == "fp32")
+    for wrapper in [module for module in model.modules() if isinstance(module, peft.utils.other.ModulesToSaveWrapper)]:
+        _renew(wrapper.modules_to_save)
     if recipe.lora.dtype != "fp32":
         for parameter in model.parameters():
             if parameter.requires_grad:
@@ -117,3 +124,10 @@ def attention_linears(model: Any) -> list[str]:
         if "attn" in name.rpartition(".")[0].lower() or "attention" in name.rpartition(".")[0].lower()
     }
     return sorted(found)
+
+
+def _renew(modules: Any) -> None:
+    """Give copied modules parameters of their own: the copy of a fake tensor has another storage than its views."""
+    for module in modules.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            setattr(module, name, nn.Parameter(torch.empty_like(parameter), parameter.requires_grad))

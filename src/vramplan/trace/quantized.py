@@ -1,7 +1,8 @@
 """Stand-ins for bitsandbytes' quantised layers, whose own parameters cannot hold fake tensors; the computing is bitsandbytes' own.
 
-`Linear4bit` here holds a plain uint8 parameter and a real QuantState, and its forward calls the real `bnb.matmul_4bit`; PEFT takes it for
-bitsandbytes' class, of which it is one. What the CUDA kernels take inside themselves is in WORKSPACES, from bitsandbytes 0.50.
+`Linear4bit` here holds a uint8 parameter and a real QuantState, and its forward is bitsandbytes' own; PEFT takes it for bitsandbytes'
+class, of which it is one, and its parameter too, by the name of its class. What the CUDA kernels take inside themselves is in WORKSPACES,
+from bitsandbytes 0.50.
 """
 
 from __future__ import annotations
@@ -13,6 +14,10 @@ import bitsandbytes as bnb
 import torch
 from bitsandbytes.autograd._functions import MatMul8bitLt
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
+from transformers.pytorch_utils import Conv1D
+from transformers.quantizers.base import HfQuantizer
+from transformers.quantizers.quantizers_utils import should_convert_module
 
 from .recorder import Workspace
 
@@ -23,37 +28,51 @@ BLOCK = 64
 """Weights that share a scale (bitsandbytes' default for CUDA)."""
 
 
+class Params4bit(FakeTensor):
+    """A packed weight, for whoever asks by the name of its class (PEFT does)."""
+
+
+class Int8Params(FakeTensor):
+    """An int8 weight, likewise."""
+
+
 class Linear4bit(bnb.nn.Linear4bit):
-    """A linear layer of `linear`'s shape with a 4-bit weight of `kind` nf4 or fp4, computing in `compute`."""
+    """A linear layer of `linear`'s shape with a 4-bit weight of `kind` nf4 or fp4, quantised from and computing in `compute`."""
 
     def __init__(self, linear: Any, kind: str, double: bool, compute: torch.dtype) -> None:
         nn.Module.__init__(self)
-        self.in_features, self.out_features = linear.in_features, linear.out_features
-        full = torch.empty(linear.out_features, linear.in_features, dtype=compute)
+        self.in_features, self.out_features = _sizes(linear)
+        full = torch.empty(self.out_features, self.in_features, dtype=compute)
         packed, state = bnb.functional.quantize_4bit(full, blocksize=BLOCK, compress_statistics=double, quant_type=kind)
         weight: Any = nn.Parameter(packed, requires_grad=False)
         weight.quant_state, weight.compress_statistics, weight.quant_type = state, double, kind
+        weight.__class__ = Params4bit
         self.weight = weight
         self.bias = linear.bias
-        self.compute_dtype = compute
+        self.compute_dtype, self.compute_type_is_set = compute, True
+        self.support_avx512bf16_for_cpu = False
         self.quant_state = state
 
-    def forward(self, x: Any) -> Any:
-        """x: [batch, tokens, in] -> [batch, tokens, out], in x's dtype, as bitsandbytes' own forward casts."""
-        dtype = x.dtype
-        bias = None if self.bias is None else self.bias.to(self.compute_dtype)
-        out = bnb.matmul_4bit(x.to(self.compute_dtype), self.weight.t(), bias=bias, quant_state=self.weight.quant_state)
-        return out.to(dtype)
+    def __deepcopy__(self, memo: dict[int, Any]) -> Linear4bit:
+        """PEFT copies the layer only to unpack the copy (DoRA's first norms)."""
+        return self
+
+
+def _sizes(linear: Any) -> tuple[int, int]:
+    """Inputs and outputs of a Linear, or of a Conv1D, whose weight is stored as [in, out]."""
+    return (linear.weight.shape[0], linear.weight.shape[1]) if isinstance(linear, Conv1D) else (linear.in_features, linear.out_features)
 
 
 def quantize(model: Any, kind: str, *, double: bool, compute: torch.dtype) -> None:
-    """Quantise every linear layer but the head, as `BitsAndBytesConfig` does; say so to PEFT as transformers does."""
-    head = model.get_output_embeddings()
+    """Quantise the linear layers that `from_pretrained` with a BitsAndBytesConfig does; say so to PEFT as transformers does.
+
+    Source: replace_with_bnb_linear, transformers 5.23 integrations/bitsandbytes.py: Linear and Conv1D, but the head and what is tied to it.
+    """
+    kept = HfQuantizer.get_modules_to_not_convert(model, None, model._keep_in_fp32_modules)
     for name, module in list(model.named_modules()):
-        if type(module) is nn.Linear and module is not head:
-            parent, _, last = name.rpartition(".")
+        if (type(module) is nn.Linear or isinstance(module, Conv1D)) and should_convert_module(name, kept):
             made = Linear8bit(module) if kind == "int8" else Linear4bit(module, kind, double, compute)
-            setattr(model.get_submodule(parent), last, made)
+            model.set_submodule(name, made)
     model.is_quantized = True
     model.is_loaded_in_8bit = kind == "int8"
     model.is_loaded_in_4bit = kind != "int8"
@@ -78,9 +97,12 @@ class Linear8bit(bnb.nn.Linear8bitLt):
 
     def __init__(self, linear: Any) -> None:
         nn.Module.__init__(self)
-        self.in_features, self.out_features = linear.in_features, linear.out_features
-        self.weight = nn.Parameter(torch.empty(linear.out_features, linear.in_features, dtype=torch.int8), requires_grad=False)
-        self.scales = torch.empty(linear.out_features, dtype=torch.float32)
+        self.in_features, self.out_features = _sizes(linear)
+        weight: Any = nn.Parameter(torch.empty(self.out_features, self.in_features, dtype=torch.int8), requires_grad=False)
+        weight.has_fp16_weights = False
+        weight.__class__ = Int8Params
+        self.weight = weight
+        self.scales = torch.empty(self.out_features, dtype=torch.float32)
         self.bias = linear.bias
         self.index = None
         self.state = bnb.MatmulLtState()
@@ -90,6 +112,8 @@ class Linear8bit(bnb.nn.Linear8bitLt):
 
     def forward(self, x: Any) -> Any:
         """x: [batch, tokens, in] -> [batch, tokens, out], by the autograd function that bitsandbytes takes on CUDA."""
+        if self.bias is not None and self.bias.dtype != x.dtype:
+            self.bias.data = self.bias.data.to(x.dtype)
         return MatMul8bitLt.apply(x, self.weight, None, self.bias, self.state)
 
 
@@ -120,9 +144,15 @@ def _int8_quantise(args: Args, kwargs: Mapping[str, Any], result: Any) -> Lines:
     yield "outliers", args[0].numel()
 
 
+def _int8_dequantise(args: Args, kwargs: Mapping[str, Any], result: Any) -> Lines:
+    """The weight times its scales, before 1/127 (int8_vectorwise_dequant, bitsandbytes 0.50 _ops.py), which DoRA's norms ask for."""
+    yield "scaled", result.numel() * 4
+
+
 ops = torch.ops.bitsandbytes
 WORKSPACES: dict[Any, Workspace] = {
     ops.gemm_4bit.default: _gemm_4bit,
     ops.int8_scaled_mm.default: _int8_product,
     ops.int8_vectorwise_quant.default: _int8_quantise,
+    ops.int8_vectorwise_dequant.default: _int8_dequantise,
 }

@@ -26,6 +26,7 @@ from torch.utils._pytree import tree_leaves
 
 from ..allocator import ALLOC, FREE, MARK, Event, block_size
 from .result import Block, Trace
+from .values import Values
 
 Workspace = Callable[[tuple[Any, ...], Mapping[str, Any], Any], Iterable[tuple[str, int]]]
 """(arguments, keyword arguments, results) of an operator -> (name, bytes) of what its kernel takes while it runs."""
@@ -59,6 +60,8 @@ class Recorder(TorchDispatchMode):
         self._host: dict[int, weakref.ref[Any]] = {}
         self.truth = True
         """What `bool()` of a fake tensor is answered with: true says of an attention mask that nothing is padded."""
+        self.values: Values | None = None
+        """Where the values of small integer tensors are kept, for models that compute with them."""
         self.kernels: Counter[str] = Counter()
         """Kernels of attention that were chosen, and how often."""
         self.guesses: Counter[str] = Counter()
@@ -167,9 +170,9 @@ class Recorder(TorchDispatchMode):
 
     def _call(self, func: Any, args: Any, kwargs: Any) -> Any:
         if func is not _SCALAR:
-            return func(*args, **kwargs)
+            return self.values.call(func, args, kwargs) if self.values else func(*args, **kwargs)
         try:
-            return func(*args, **kwargs)
+            return self.values.call(func, args, kwargs) if self.values else func(*args, **kwargs)
         except DataDependentOutputException:
             self.guesses[self._module()] += 1
             dtype = args[0].dtype

@@ -11,11 +11,13 @@ from ..errors import VramplanError
 from ..scenario import Scenario
 from ..units import gib
 from .environment import modules, on_gpu
+from .images import inputs
 from .models import build
 from .optimizers import optimizer, states
 from .recipe import Recipe, recipe
 from .recorder import Recorder
 from .result import Trace
+from .values import Values
 
 
 class TraceFailed(VramplanError):
@@ -82,29 +84,32 @@ def _mark_loss(recorder: Recorder, model: Any) -> None:
 def run_steps(recorder: Recorder, asked: Recipe, model: Any) -> None:
     """Forward, loss, backward and optimizer, as often as the recipe says, with the phases marked."""
     trained = [p for p in model.parameters() if p.requires_grad]
-    stepper = optimizer(asked.optimizer, model, recorder.uncounted)
+    stepper = optimizer(asked.optimizer, model, recorder.uncounted, in_backward=asked.optimizer_in_backward)
+    recorder.adopt((("", state) for state in states(stepper)), "optimizer states")
     _mark_loss(recorder, model)
     low = torch.float16 if asked.precision == "fp16-mixed" else torch.bfloat16
+    recorder.values = Values() if asked.images else None
     recorder.paused, recorder.truth = False, not asked.padded
     for _ in range(asked.steps):
         for _ in range(asked.gradient_accumulation):
             recorder.mark("forward")
             ids = torch.zeros((asked.micro_batch, asked.sequence_length), dtype=torch.long)
-            batch = {"input_ids": ids, "labels": torch.zeros_like(ids)}
+            labels = torch.zeros(asked.micro_batch, dtype=torch.long) if asked.head == "classification" else torch.zeros_like(ids)
+            batch = {"input_ids": ids, "labels": labels, **(inputs(recorder, asked, model) if asked.images else {})}
             if asked.padded:
                 batch["attention_mask"] = torch.ones_like(ids)
             recorder.label(batch.values(), "inputs")
             with torch.autocast("cpu", dtype=low) if asked.mixed else nullcontext():
-                output = model(**batch, use_cache=False)
+                output = model(**batch, **({} if asked.head else {"use_cache": False}))
                 loss = output.loss / asked.gradient_accumulation if asked.gradient_accumulation > 1 else output.loss
             if asked.loop == "trainer":
-                del output, batch, ids
+                del output, batch, ids, labels
             recorder.mark("backward")
             loss.backward()
             recorder.label((p.grad for p in trained), "gradients")
         recorder.mark("step")
         if asked.clip is not None:
-            torch.nn.utils.clip_grad_norm_(trained, asked.clip)
+            torch.nn.utils.clip_grad_norm_(trained, asked.clip, foreach=True)
         stepper.step()
         recorder.label(states(stepper), "optimizer states")
         stepper.zero_grad(set_to_none=True)

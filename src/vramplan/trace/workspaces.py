@@ -11,6 +11,8 @@ from typing import Any
 import torch
 
 from ..allocator import round_up
+from ..ops import workspaces
+from ..optimizers.clipping import partial_norms
 from .recorder import Workspace
 
 aten = torch.ops.aten
@@ -32,43 +34,31 @@ def _copy(tensor: Any) -> int:
 
 
 def flash_backward(args: Args, kwargs: Kwargs, result: Any) -> Lines:
-    """softmax_d and dq_accum in fp32; under GQA dK and dV for every query head. query: [batch, heads, tokens, head_dim].
-
-    Source: mha_bwd, aten/src/ATen/native/transformers/cuda/flash_attn/flash_api.cpp, and _flash_attention_backward, attention_backward.cu.
-    """
+    """Copies of what is not laid out as the kernel asks (flash_api.cpp, attention_backward.cu), and its workspaces."""
     grad, query, key, out = args[0], args[1], args[2], args[4]
-    batch, heads, tokens, head_dim = query.shape
-    padded = round_up(tokens, 128)
     yield "contiguous grad_out", _copy(grad.transpose(1, 2))
     yield "contiguous out", _copy(out.transpose(1, 2))
-    yield "softmax_d", batch * heads * padded * 4
-    yield "dq_accum", batch * padded * heads * round_up(head_dim, 32 if head_dim <= 128 else 64) * 4
-    if key.shape[1] != heads:
-        expanded = batch * key.shape[2] * heads * head_dim * query.element_size()
-        yield "dk_expanded", expanded
-        yield "dv_expanded", expanded
+    yield from workspaces.flash_backward(kv_heads=key.shape[1], **_sizes(query, key))
 
 
 def efficient_backward(args: Args, kwargs: Kwargs, result: Any) -> Lines:
-    """`delta` and the kernel's workspace, with its blocks of I queries and J keys. query: [batch, heads, tokens, head_dim].
-
-    Source: _efficient_attention_backward, attention_backward.cu; Params::workspace_size, mem_eff_attention/kernel_backward.h; the kernels
-    of cutlassB.h for sm80: 64 x 64 up to a head_dim of 64, 128 x 64 up to 96 and above 128 (and for fp32 above 64), 128 x 128 between.
-    """
+    """A copy of the gradient where it is not laid out as the kernel asks (attention_backward.cu), and its workspaces."""
     grad, query, key = args[0], args[1], args[2]
-    batch, heads, tokens, head_dim = query.shape
-    half = query.element_size() == 2
-    i = 64 if head_dim <= 64 else 128
-    j = 128 if half and 96 < head_dim <= 128 else 64
-    delta = batch * heads * tokens * 4
     yield "contiguous grad_out", _copy(grad.transpose(1, 2))
-    yield "delta", delta
-    elements = -(-tokens // i) * -(-head_dim // j) * (4 + i * j)
-    if half and head_dim > 128:
-        splits = max(min(-(-key.shape[2] // j), 200 // (batch * heads)), 1)
-        elements += 2 * splits * j * round_up(head_dim, i)
-    workspace = batch * heads * round_up(elements, 4) * 4
-    yield "workspace", workspace if half else max(workspace, query.numel() * 4)
+    yield from workspaces.efficient_backward(**_sizes(query, key))
+
+
+def _sizes(query: Any, key: Any) -> dict[str, int]:
+    """query: [batch, heads, tokens, head_dim], key: [batch, kv_heads, keys, head_dim]."""
+    batch, heads, tokens, head_dim = query.shape
+    return {
+        "batch": batch,
+        "heads": heads,
+        "tokens": tokens,
+        "keys": key.shape[2],
+        "head_dim": head_dim,
+        "itemsize": query.element_size(),
+    }
 
 
 def cudnn_backward(args: Args, kwargs: Kwargs, result: Any) -> Lines:
@@ -79,14 +69,17 @@ def cudnn_backward(args: Args, kwargs: Kwargs, result: Any) -> Lines:
 
 
 def embedding_backward(args: Args, kwargs: Kwargs, result: Any) -> Lines:
-    """Sorted indices, their order and the sort's own copy, for more than 3,072 tokens.
+    return workspaces.embedding_backward(args[1].numel())
 
-    Source: embedding_dense_backward_cuda, aten/src/ATen/native/cuda/Embedding.cu: below that a kernel that takes nothing.
-    """
-    tokens = args[1].numel()
-    if tokens > 3072:
-        for name in ("sorted_indices", "orig_indices", "sort"):
-            yield name, tokens * 8
+
+def norms(args: Args, kwargs: Kwargs, result: Any) -> Lines:
+    """Sums by chunk, before they are summed to a norm for each tensor."""
+    return (("sums by chunk", partial_norms(len(args[0]), max(tensor.numel() for tensor in args[0]))),)
+
+
+def decomposition(args: Args, kwargs: Kwargs, result: Any) -> Lines:
+    """A column-major copy (svd_cusolver, BatchLinearAlgebraLib.cpp). It does not know cuSOLVER's own workspace."""
+    return (("column-major copy", args[0].numel() * args[0].element_size()),)
 
 
 TABLE: dict[Any, Workspace] = {
@@ -94,6 +87,8 @@ TABLE: dict[Any, Workspace] = {
     aten._scaled_dot_product_efficient_attention_backward.default: efficient_backward,
     aten._scaled_dot_product_cudnn_attention_backward.default: cudnn_backward,
     aten.embedding_dense_backward.default: embedding_backward,
+    aten._foreach_norm.Scalar: norms,
+    aten._linalg_svd.default: decomposition,
 }
 PRODUCTS = {aten.mm.default, aten.addmm.default, aten.bmm.default, aten.baddbmm.default}
 """The operators that run on cuBLAS."""
