@@ -34,6 +34,14 @@ WARM = (
     ("latent attention", "deepseek-ai/DeepSeek-V3", "h200", None, 2.0),
 )
 """Kind, model, GPU, number format, and the most milliseconds that a warm estimate should take."""
+TRAINING = (
+    ("full, bf16", "meta-llama/Llama-3.1-8B", {"method": "full"}),
+    ("LoRA", "meta-llama/Llama-3.1-8B", {"method": "lora"}),
+    ("QLoRA, checkpointing", "meta-llama/Llama-3.1-8B", {"method": "qlora", "checkpointing": "full"}),
+    ("full, mixture of experts", "Qwen/Qwen3-30B-A3B", {"method": "full"}),
+    ("LoRA, windows", "google/gemma-3-27b-it", {"method": "lora"}),
+)
+"""Kind, model and keys; a warm estimate of a step should take at most 3 ms, and a trace of Llama's LoRA step 15 s."""
 SHARDS, DELAY = 160, 0.05
 """The remote checkpoint's files, and the seconds that the server waits before each answer, as a network would."""
 
@@ -115,11 +123,38 @@ def warm_estimates() -> Iterable[Row]:
         yield kind, f"{model}{f' in {weights}' if weights else ''}", milliseconds(first), milliseconds(warm), verdict(warm, most / 1e3)
 
 
+def training() -> Iterable[Row]:
+    """A training step: its peak from the sweep, and what the allocator's simulation takes beside it."""
+    from vramplan import estimate
+
+    for kind, model, given in TRAINING:
+        keys: dict[str, Any] = {"task": "train", "sequence_length": 2048, **given}
+        estimate(model, **keys)
+        warm = median(seconds(lambda model=model, keys=keys: estimate(model, **keys).peak, 100))  # type: ignore[misc]
+        answer = median(seconds(lambda model=model, keys=keys: estimate(model, **keys).quantities, 5))  # type: ignore[misc]
+        yield kind, model, milliseconds(warm), verdict(warm, 3e-3), milliseconds(answer)
+
+
+def tracing() -> Iterable[Row]:
+    """The real step on fake tensors, once; nothing without the extra `trace`."""
+    try:
+        from vramplan.trace import trace_scenario
+    except ModuleNotFoundError:
+        return
+    from vramplan import scenario
+
+    for kind, model, given in TRAINING[1:3]:
+        asked = scenario({"model": model, "task": "train", "sequence_length": 2048, **given})
+        value = seconds(lambda asked=asked: trace_scenario(asked), 1)[0]  # type: ignore[misc]
+        yield kind, model, milliseconds(value), verdict(value, 15)
+
+
 def families() -> Iterable[Row]:
     """Walking one model of each model type: the tape alone."""
     from vramplan.catalog.models import all_models
+    from vramplan.dim import Dim
     from vramplan.families import walk
-    from vramplan.tape import Dim, Tape
+    from vramplan.tape import Tape
 
     configs = {str(entry.config["model_type"]): entry.config for entry in all_models()}
 
@@ -205,6 +240,14 @@ Loading the catalogue and one look-up, in a new process each, imports left out.
 `vramplan.estimate(...)` and its peak, the median of 200; the first call reads the catalogue and imports the family.
 
 {table(("kind", "model", "first", "warm", "target"), warm_estimates())}
+## A training step
+
+2,048 tokens. The peak is the sweep's; with the reserved memory, all quantities go through the allocator's simulation.
+
+{table(("kind", "model", "peak, warm", "target", "all quantities"), training())}
+The same steps traced with real code on fake tensors (extra `trace`):
+
+{table(("kind", "model", "time", "target"), tracing())}
 ## The tape alone
 
 A forward pass of 4,096 tokens.

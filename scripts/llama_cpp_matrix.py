@@ -5,9 +5,9 @@
 
 BIN holds `llama-fit-params` and `ggml-rpc-server` of llama.cpp (SOURCE, from the sdist of llama-cpp-python 0.3.36 on PyPI), built with
 CMake's `GGML_RPC=ON LLAMA_BUILD_TOOLS=ON LLAMA_BUILD_SERVER=OFF` after `--patch`, which changes three things: the planner prints bytes in
-place of MiB, it reads KV_UNIFIED from the environment for want of a flag, and an RPC device takes operations over host weights as CUDA's does (`ggml_backend_cuda_device_offload_op`), for RPC servers
-stand here for GPUs. The files are sparse: a header made of the catalogue's config (tests/sources/gguf_samples.py), and a hole in place of
-the tensors. Half a second a case; needs the `gguf` package.
+place of MiB, it reads KV_UNIFIED from the environment for want of a flag, and an RPC device takes operations over host weights as CUDA's
+does (`ggml_backend_cuda_device_offload_op`), for RPC servers stand here for GPUs. The files are sparse: a header made of the catalogue's
+config (tests/sources/gguf_samples.py), and a hole in place of the tensors. Half a second a case; needs the `gguf` package.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import gguf
+import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests" / "sources"))
@@ -133,7 +134,9 @@ def cases(number: int, layers: int, moe: bool, windows: bool, own: int) -> Itera
     yield case(0, 8192, flash_attention=True)
     yield case(1, (4096, 8192, 16384)[number % 3], flash_attention=False, ubatch=(512, 256, 128)[number % 3])
     yield case(2, 32768, flash_attention=True, sequences=(2, 4)[number % 2], kv_dtype=caches[number % len(caches)])
-    yield case(3, 4096, flash_attention=True, gpu_count=2, tensor_split=((3, 1), (1, 1), (1, 2))[number % 3], ubatch=(512, 1024)[number % 2])
+    yield case(
+        3, 4096, flash_attention=True, gpu_count=2, tensor_split=((3, 1), (1, 1), (1, 2))[number % 3], ubatch=(512, 1024)[number % 2]
+    )
     yield case(4, 8192, flash_attention=bool(number % 2), gpu_layers=max(1, layers * (number % 5 + 1) // 6))
     if moe:
         yield case(5, 16384, flash_attention=True, cpu_moe_layers=max(1, layers * (number % 4 + 1) // 5))
@@ -254,8 +257,6 @@ def write_gguf(path: str, model: str, arch: str, weights: str) -> None:
         block, nbytes = gguf.GGML_QUANT_SIZES[TYPES[kind]]
         total = prod(shape) // block * nbytes
         stored = (*shape[:-1], shape[-1] // block * nbytes)
-        import numpy as np
-
         if kind == "F32":
             writer.add_tensor_info(name, shape, np.dtype(np.float32), total)
         else:
@@ -308,7 +309,6 @@ def required(c: Mapping[str, Any], n: int, biased: bool) -> dict[str, Any]:
     }
 
 
-
 # ---- the programs ---------------------------------------------------------------------------------------------------------------
 def serve(folder: Path, count: int) -> tuple[list[str], list[subprocess.Popen[bytes]]]:
     """`count` RPC servers in place of GPUs."""
@@ -318,7 +318,9 @@ def serve(folder: Path, count: int) -> tuple[list[str], list[subprocess.Popen[by
             found.bind(("127.0.0.1", 0))
             port = found.getsockname()[1]
         running.append(
-            subprocess.Popen([folder / "ggml-rpc-server", "-H", "127.0.0.1", "-p", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            subprocess.Popen(
+                [folder / "ggml-rpc-server", "-H", "127.0.0.1", "-p", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            )
         )
         addresses.append(f"127.0.0.1:{port}")
     time.sleep(1)

@@ -2,8 +2,8 @@
 
 `python scripts/measure_versions.py data/traced/versions.jsonl` appends, for small random models in bf16, the bytes of the tensors that
 autograd saves until the loss (weights and buffers left out), those of the non-persistent buffers, and the most that the allocator holds in
-a forward and backward pass (torch's profiler). Run it with older releases in front of `PYTHONPATH`; the newest torch runs them all. It needs
-nothing of vramplan. Dropout is made to be the kernel that a GPU has (`native_dropout`: a mask of truth values).
+a forward and backward pass (torch's profiler). Run it with older releases in front of `PYTHONPATH`; the newest torch runs them all. It
+needs nothing of vramplan. Dropout is made to be the kernel that a GPU has (`native_dropout`: a mask of truth values).
 """
 
 from __future__ import annotations

@@ -1,12 +1,15 @@
-"""Trace training steps whose kernels and losses are other packages' (Liger, TRL, cut-cross-entropy), and write their peaks.
+"""Trace training steps whose kernels and losses are other packages' (Liger, TRL, cut-cross-entropy, torchao, Unsloth); write their peaks.
 
-`python scripts/trace_kernels.py data/traced/kernels.jsonl` appends the cases that the file lacks, each in a process of its own. It needs the
-extra `trace`, liger-kernel, trl and cut-cross-entropy, but neither Triton nor a GPU: kernels are stood in for by ones that do nothing, so
-that the packages' own code makes and keeps its tensors. Where that code asks whether a tensor is on CUDA, it is told so.
+`python scripts/trace_kernels.py data/traced/kernels.jsonl` appends the cases that the file lacks, each in a process of its own. It needs
+the extra `trace`, liger-kernel, trl, cut-cross-entropy, torchao and unsloth, but neither Triton nor a GPU: kernels are stood in for by ones
+that do nothing, so that the packages' own code makes and keeps its tensors. Where it asks whether a tensor is on CUDA, it is told so.
 """
 
 from __future__ import annotations
 
+import ast
+import contextlib
+import functools
 import importlib.abc
 import importlib.machinery
 import inspect
@@ -19,7 +22,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-LLAMA = "meta-llama/Llama-3.2-1B"
+LLAMA, TINY = "meta-llama/Llama-3.2-1B", "TinyLlama/TinyLlama-1.1B-Chat-v1.0"
 CASES: tuple[dict[str, Any], ...] = (
     {"model": LLAMA, "kernels": "liger", "sequence_length": 1024},
     {"model": LLAMA, "kernels": "liger", "sequence_length": 2048, "micro_batch": 4, "checkpointing": "full"},
@@ -53,13 +56,55 @@ CASES: tuple[dict[str, Any], ...] = (
     {"model": LLAMA, "precision": "fp8-mixed", "sequence_length": 2048, "micro_batch": 4, "checkpointing": "full", "optimizer": "sgd"},
     {"model": LLAMA, "precision": "fp8-mixed", "sequence_length": 2048, "micro_batch": 4, "loss": "fused", "optimizer": "sgd"},
     {"model": "Qwen/Qwen2.5-0.5B", "precision": "fp8-mixed", "sequence_length": 2048, "loss": "fused", "optimizer": "sgd"},
+    {
+        "model": "Qwen/Qwen2.5-0.5B",
+        "precision": "fp8-mixed",
+        "sequence_length": 2048,
+        "micro_batch": 8,
+        "loss": "fused",
+        "checkpointing": "full",
+        "optimizer": "sgd",
+    },
     {"model": "meta-llama/Llama-3.1-8B", "precision": "fp8-mixed", "sequence_length": 4096, "loss": "fused", "optimizer": "sgd"},
     {"model": LLAMA, "loss": "cut", "sequence_length": 1024, "optimizer": "sgd"},
     {"model": LLAMA, "loss": "cut", "sequence_length": 4096, "micro_batch": 4, "checkpointing": "full", "optimizer": "sgd"},
     {"model": LLAMA, "loss": "cut", "sequence_length": 2048, "micro_batch": 2, "precision": "bf16-mixed", "optimizer": "sgd"},
     {"model": "Qwen/Qwen2.5-0.5B", "loss": "cut", "sequence_length": 4096, "micro_batch": 2, "method": "lora", "checkpointing": "full"},
+    {"model": TINY, "engine": "torchtitan", "precision": "bf16-mixed", "sequence_length": 2048},
+    {"model": TINY, "engine": "torchtitan", "precision": "bf16-mixed", "sequence_length": 2048, "micro_batch": 8},
+    {"model": TINY, "engine": "torchtitan", "precision": "bf16-mixed", "sequence_length": 2048, "micro_batch": 4, "checkpointing": "none"},
+    {"model": TINY, "engine": "torchtitan", "precision": "bf16-mixed", "sequence_length": 2048, "micro_batch": 8, "checkpointing": "full"},
+    {"model": TINY, "engine": "torchtitan", "precision": "fp8-mixed", "sequence_length": 2048, "micro_batch": 4, "checkpointing": "none"},
+    {"model": TINY, "engine": "torchtitan", "precision": "fp8-mixed", "sequence_length": 2048, "micro_batch": 8},
+    {"model": "meta-llama/Llama-3.1-8B", "engine": "torchtitan", "precision": "bf16-mixed", "sequence_length": 8192},
+    {
+        "model": LLAMA,
+        "engine": "unsloth",
+        "method": "lora",
+        "optimizer": "adamw-fused",
+        "sequence_length": 2048,
+        "micro_batch": 4,
+        "checkpointing": "none",
+    },
+    {
+        "model": LLAMA,
+        "engine": "unsloth",
+        "method": "lora",
+        "optimizer": "adamw-fused",
+        "sequence_length": 8192,
+        "micro_batch": 1,
+        "checkpointing": "none",
+    },
+    {
+        "model": "meta-llama/Llama-3.1-8B",
+        "engine": "unsloth",
+        "method": "lora",
+        "optimizer": "adamw-fused",
+        "sequence_length": 2048,
+        "checkpointing": "none",
+    },
 )
-DEFAULTS = {"task": "train", "engine": "transformers", "precision": "bf16", "micro_batch": 1}
+DEFAULTS: dict[str, Any] = {"task": "train", "engine": "transformers", "precision": "bf16", "micro_batch": 1}
 
 
 def cases() -> Iterator[dict[str, Any]]:
@@ -108,7 +153,7 @@ class Kernel:
 class Module(types.ModuleType):
     """A module that has every name."""
 
-    __path__: list[str] = []
+    __path__ = ()
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -149,6 +194,14 @@ def rewritten(module: Any, **lines: str) -> Any:
     made.__package__ = module.__package__
     exec(compile(text, module.__file__, "exec"), made.__dict__)
     return made
+
+
+def torch_of_the_cpu() -> Any:
+    """torch for a module that asks whether autocast is on: the trace runs under the CPU's."""
+    import torch
+
+    answers = {"is_autocast_enabled": lambda: torch.is_autocast_enabled("cpu"), "get_autocast_gpu_dtype": lambda: torch.bfloat16}
+    return types.SimpleNamespace(**{**torch.__dict__, **answers})
 
 
 def liger(asked: dict[str, Any]) -> None:
@@ -208,7 +261,10 @@ def trl(asked: dict[str, Any]) -> None:
     import trl.kernels.chunked_logprob as chunked
 
     made = rewritten(
-        chunked, fp32='acc.device.type == "cuda" and -> ', kernel='device.type in ("cuda", "xpu") -> True', late="..trainer.utils -> trl.trainer.utils"
+        chunked,
+        fp32='acc.device.type == "cuda" and -> ',
+        kernel='device.type in ("cuda", "xpu") -> True',
+        late="..trainer.utils -> trl.trainer.utils",
     )
     outputs = ("log_probs", "entropy", "is_top1")
 
@@ -230,25 +286,35 @@ def cut(asked: dict[str, Any]) -> None:
     import cut_cross_entropy.cce_backward as backward
     import torch
 
-    made = rewritten(cce, aligned="targets.data_ptr() % 16 -> 0", compiled="@torch.compile(fullgraph=True) -> ", type='device_type="cuda" -> device_type="cpu"')
+    made = rewritten(
+        cce,
+        aligned="targets.data_ptr() % 16 -> 0",
+        compiled="@torch.compile(fullgraph=True) -> ",
+        type='device_type="cuda" -> device_type="cpu"',
+    )
     backward.is_triton_greater_or_equal_3_2_0 = lambda: True
     made._build_flat_valids = lambda targets, ignored, shift: torch.zeros(targets[..., shift:].numel(), dtype=torch.int32)
-    asked_of = {"is_autocast_enabled": lambda: torch.is_autocast_enabled("cpu"), "get_autocast_gpu_dtype": lambda: torch.bfloat16}
-    made.torch = types.SimpleNamespace(**{**torch.__dict__, **asked_of})
+    made.torch = torch_of_the_cpu()
     headless(lambda hidden, weight, labels: made.cce_linear_cross_entropy(hidden, weight, labels, shift=1)[0])
 
 
 def fp8(asked: dict[str, Any]) -> None:
-    """accelerate's conversion to torchao's FP8 layers. What a tensor subclass computes within itself is shown to the recorder too."""
-    import torch
+    """accelerate's conversion to torchao's FP8 layers, when the model is built."""
+    from accelerate.utils.ao import convert_model_to_fp8_ao
+
+    show_fp8()
+    changed(convert_model_to_fp8_ao)
+
+
+def show_fp8() -> None:
+    """What torchao's tensors compute within themselves is shown to the recorder too."""
     import torchao.float8.float8_linear as linear
     import torchao.float8.float8_training_tensor as tensors
-    from accelerate.utils.ao import convert_model_to_fp8_ao
     from torch.utils._python_dispatch import _pop_mode, _push_mode
 
     from vramplan.trace.recorder import Recorder
 
-    linear.torch = types.SimpleNamespace(**{**torch.__dict__, "get_autocast_gpu_dtype": lambda: torch.bfloat16})
+    linear.torch = torch_of_the_cpu()
     own, recorders = tensors.Float8TrainingTensor.__torch_dispatch__.__func__, []
     enter = Recorder.__enter__
 
@@ -265,7 +331,86 @@ def fp8(asked: dict[str, Any]) -> None:
 
     Recorder.__enter__ = remember
     tensors.Float8TrainingTensor.__torch_dispatch__ = classmethod(dispatch)
-    changed(convert_model_to_fp8_ao)
+
+
+def unsloth(asked: dict[str, Any]) -> None:
+    """Unsloth's functions on PEFT's adapters in transformers' Llama, called as its own forward passes call them.
+
+    Its loss is stood in for by one that keeps the hidden states' gradient and scales it, so that only the backward pass after it counts.
+    """
+    import torch
+    from transformers.models.llama import modeling_llama as llama
+
+    own = unsloth_functions()
+
+    def adapted(*layers: Any) -> list[Any]:
+        pairs = [(layer.base_layer.weight, layer.lora_A["default"].weight, layer.lora_B["default"].weight) for layer in layers]
+        return [x for layer, (w, a, b) in zip(layers, pairs, strict=True) for x in (w, None, a, b, layer.scaling["default"])]
+
+    def attend(self: Any, hidden_states: Any, position_embeddings: Any = None, **kwargs: Any) -> Any:
+        b, s, _ = hidden_states.shape
+        q, k, v = own["LoRA_QKV"].apply(hidden_states, *adapted(self.q_proj, self.k_proj, self.v_proj), True)
+        q, k, v = (x.view(b, s, -1, self.head_dim).transpose(1, 2) for x in (q, k, v))
+        q, k = own["Fast_RoPE_Embedding_QK_Positions"].apply(q, k, *(table[0] for table in position_embeddings))
+        out = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+        return own["LoRA_W"].apply(out.transpose(1, 2).reshape(b, s, -1), *adapted(self.o_proj)), None
+
+    def mlp(self: Any, x: Any) -> Any:
+        kernels = own["swiglu_fg_kernel"], own["swiglu_DWf_DW_dfg_kernel"]
+        return own["LoRA_MLP"].apply(x, *adapted(self.gate_proj, self.up_proj, self.down_proj), *kernels, True)
+
+    class Loss(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, hidden: Any) -> Any:
+            ctx.save_for_backward(torch.zeros_like(hidden))
+            return hidden.new_zeros((), dtype=torch.float32)
+
+        @staticmethod
+        def backward(ctx: Any, gradient: Any) -> Any:
+            return torch.empty_like(ctx.saved_tensors[0])
+
+    llama.LlamaAttention.forward, llama.LlamaMLP.forward = attend, mlp
+    llama.LlamaRMSNorm.forward = lambda self, x: own["Fast_RMS_Layernorm"].apply(x, self.weight, 1e-5, False, False, True)
+    headless(lambda hidden, weight, labels: Loss.apply(hidden))
+
+
+def unsloth_functions() -> dict[str, Any]:
+    """Unsloth's autograd functions by name, from its files, which are not imported: that wants a GPU."""
+    import torch
+
+    home = Path(next(str(path) for path in map(Path, sys.path) if (path / "unsloth" / "kernels").is_dir())) / "unsloth" / "kernels"
+    nothing = Kernel(nothing_done)
+    names: dict[str, Any] = {"torch": torch, "torch_matmul": torch.matmul, "functools": functools}
+    names |= {"addmm_": lambda out, a, b, alpha=1: out.addmm_(a, b, alpha=alpha), "fast_dequantize": lambda W, *_, **__: W}
+    names |= dict.fromkeys(("Float8Tensor", "Int4QuantState"), Thing) | dict.fromkeys(
+        ("torch_amp_custom_fwd", "torch_amp_custom_bwd"), same
+    )
+    names |= dict.fromkeys(("_is_packed_state", "_is_compiling", "long_indexing", "_multirow_checked"), lambda *_, **__: False)
+    names |= dict.fromkeys(("_launch", "_rope_launch", "_rms_backward", "_dropout_forward"), nothing_done)
+    names |= dict.fromkeys(("_fg_kernel", "_DWf_DW_dfg_kernel", "_rms_layernorm_forward", "_gemma_rms_layernorm_forward"), nothing)
+    names |= {"torch_gpu_device": lambda _: contextlib.nullcontext(), "_settings": lambda *_, **__: (1, 1), "_eager_kernel": None}
+    names |= {"BLOCK_SIZE": 1024, "INT32_SAFETY_BUFFER": 2**31, "_INDEX_MARGIN": 0, "_SAVE_OUTPUT": False}
+    names["_rms_layernorm"] = types.SimpleNamespace(_SAVE_OUTPUT=False)
+    for file, wanted in {
+        "utils": ("matmul_lora",),
+        "swiglu": ("swiglu_fg_kernel", "swiglu_DWf_DW_dfg_kernel"),
+        "fast_lora": ("LoRA_MLP", "LoRA_QKV", "LoRA_W", "_add_lora_dX"),
+        "rms_layernorm": ("Fast_RMS_Layernorm", "_rms_forward"),
+        "rope_embedding": ("Fast_RoPE_Embedding_QK_Positions", "_bshd_buffer"),
+    }.items():
+        path = home / f"{file}.py"
+        body = [node for node in ast.parse(path.read_text()).body if getattr(node, "name", "") in wanted]
+        exec(compile(ast.Module(body, []), str(path), "exec"), names)
+    return names
+
+
+def nothing_done(*args: Any, **kwargs: Any) -> None:
+    """A kernel's launch."""
+
+
+def same(function: Any) -> Any:
+    """A decorator that does nothing."""
+    return function
 
 
 LOSSES = {"chunked": trl, "cut": cut}
@@ -273,6 +418,9 @@ LOSSES = {"chunked": trl, "cut": cut}
 
 def prepare(asked: dict[str, Any]) -> dict[str, Any]:
     """Make the packages do what the scenario asks of them; the rest of it is what is traced."""
+    if asked["engine"] == "unsloth":
+        unsloth(asked)
+        return {**asked, "engine": "transformers"}
     if "kernels" in asked or asked.get("loss") == "fused":
         liger(asked)
     elif "loss" in asked:
@@ -284,17 +432,76 @@ def prepare(asked: dict[str, Any]) -> dict[str, Any]:
     return known
 
 
+def torchtitan(asked: dict[str, Any]) -> Any:
+    """Two steps of torchtitan's own Llama 3 as its trainer runs them on one GPU; returns their trace."""
+    import torch
+
+    sys.modules["torch.utils.tensorboard"] = types.SimpleNamespace(SummaryWriter=None)  # type: ignore[assignment]
+    from torchao.float8 import convert_to_float8_training
+    from torchtitan.config.job_config import ActivationCheckpoint
+    from torchtitan.distributed.activation_checkpoint import apply_ac
+    from torchtitan.models.llama3.infra.parallelize import _op_sac_save_list
+    from torchtitan.models.llama3.model.args import TransformerModelArgs
+    from torchtitan.models.llama3.model.model import Transformer
+
+    from vramplan.sources import resolve
+    from vramplan.trace.environment import modules, on_gpu
+    from vramplan.trace.recipe import DEFAULT_GPU
+    from vramplan.trace.step import adopt
+
+    config, length = resolve(asked["model"]).config, asked["sequence_length"]
+    heads = {"n_heads": config["num_attention_heads"], "n_kv_heads": config["num_key_value_heads"]}
+    sizes = {"dim": config["hidden_size"], "n_layers": config["num_hidden_layers"], "vocab_size": config["vocab_size"]}
+    factor = (config["intermediate_size"] + 0.5) / int(2 * 4 * config["hidden_size"] / 3)  # rounded down to the size again
+    arguments = TransformerModelArgs(**heads, **sizes, ffn_dim_multiplier=factor, multiple_of=1, max_seq_len=length)
+    if asked["precision"] == "fp8-mixed":
+        show_fp8()
+    with on_gpu(*DEFAULT_GPU) as recorder:
+        model = Transformer(arguments)
+        if asked["precision"] == "fp8-mixed":
+            convert_to_float8_training(model, module_filter_fn=lambda module, name: name != "output")
+        if asked.get("checkpointing", "selective") != "none":
+            settings = ActivationCheckpoint(mode=asked.get("checkpointing", "selective"), selective_ac_option="op")
+            apply_ac(model, settings, op_sac_save_list=_op_sac_save_list)
+        recorder.mark("load")
+        adopt(recorder, model)
+        stepper = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+        recorder.paused = False
+        with modules(recorder):
+            for _ in range(2):
+                recorder.mark("forward")
+                ids = torch.zeros((asked["micro_batch"], length), dtype=torch.long)
+                with torch.autocast("cpu", dtype=torch.bfloat16):
+                    logits = model(ids)
+                    rows = logits.flatten(0, 1).float()
+                    loss = torch.nn.functional.cross_entropy(rows, torch.zeros_like(ids).flatten(0, 1), reduction="sum") / 1.0
+                del logits, rows
+                recorder.mark("backward")
+                loss.backward()
+                recorder.mark("step")
+                stepper.step()
+                recorder.label((x for state in stepper.state.values() for x in state.values()), "optimizer states")
+                stepper.zero_grad()
+                recorder.step += 1
+        recorder.paused = True
+        return recorder.result(asked["model"])
+
+
 # ---- the steps ----------------------------------------------------------------------------------
 def run(asked: dict[str, Any], pipe: Any) -> None:
     """Trace one scenario and send the peaks of its moments in the last step, without workspaces."""
     start = time.perf_counter()
     try:
         sys.meta_path.insert(0, Finder())
-        known = prepare(asked)
-        from vramplan.scenario import scenario
-        from vramplan.trace.step import trace_scenario
+        if asked["engine"] == "torchtitan":
+            found = torchtitan(asked)
+        else:
+            known = prepare(asked)
+            from vramplan.scenario import scenario
+            from vramplan.trace.step import trace_scenario
 
-        steady = trace_scenario(scenario(known), loop="trainer").steady
+            found = trace_scenario(scenario(known), loop="trainer")
+        steady = found.peak_of(found.last_step, "backward") if asked["engine"] == "unsloth" else found.steady
         figures = {"peak": steady.nbytes, "moment": steady.moment, "op": steady.op, "categories": steady.categories}
         pipe.send({"scenario": asked, **figures, "seconds": round(time.perf_counter() - start, 1)})
     except Exception as error:

@@ -1,16 +1,14 @@
 """Trace fine-tuning steps of LitGPT's own model, precision plugin and loss on fake tensors, and write their peaks: the estimate's referee.
 
 `python scripts/trace_litgpt.py data/traced/litgpt.jsonl [folder]` appends the cases that the file lacks. It needs the extra `trace`, and
-`litgpt` with `lightning`, `lightning-utilities`, `torchmetrics` and `jsonargparse`, which may be installed without what they depend on. The
-loop is that of LitGPT 0.5.13, `finetune/full.py` and `finetune/lora.py`. Cases of QLoRA are traced where `folder` holds an unpacked wheel of
-bitsandbytes 0.42.0: of that its own MatMul4Bit is taken, its CUDA kernel is one that makes an fp16 weight.
+`litgpt` with `lightning`, `lightning-utilities`, `torchmetrics` and `jsonargparse`, which may be installed without what they depend on.
+The loop is that of LitGPT 0.5.13, `finetune/full.py` and `finetune/lora.py`. Cases of QLoRA are traced where `folder` holds an unpacked
+wheel of bitsandbytes 0.42.0: of that its own MatMul4Bit is taken, its CUDA kernel is one that makes an fp16 weight.
 """
 
 from __future__ import annotations
 
 import ast
-import json
-import multiprocessing
 import sys
 from collections.abc import Iterator
 from importlib.metadata import version
@@ -18,6 +16,8 @@ from math import prod
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+
+from traced_rows import append
 
 NAMES = {
     "TinyLlama/TinyLlama-1.1B-intermediate-step-1431k-3T": "tiny-llama-1.1b",
@@ -72,7 +72,7 @@ def product_of(folder: str) -> Any:
     import torch
 
     tree = ast.parse((Path(folder) / "bitsandbytes" / "autograd" / "_functions.py").read_text())
-    wanted = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "MatMul4Bit"]
+    wanted: list[ast.stmt] = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "MatMul4Bit"]
     kernels = SimpleNamespace(
         dequantize_4bit=lambda weight, state: torch.empty(state.shape, dtype=torch.float16).t(), QuantState=SimpleNamespace
     )
@@ -116,7 +116,7 @@ def trace(asked: dict[str, Any], folder: str) -> Any:
     fabric = lightning.Fabric(accelerator="cpu", devices=1, precision=PRECISIONS[asked["precision"]])
     with on_gpu(*GPU) as recorder:
         with fabric.init_module(empty_init=True):
-            model = GPT(Config.from_name(NAMES[asked["model"]], **switches(asked.get("lora", {**QV, "targets": []}))) if "lora" in asked else Config.from_name(NAMES[asked["model"]]))
+            model = GPT(Config.from_name(NAMES[asked["model"]], **(switches(asked["lora"]) if "lora" in asked else {})))
         if "lora" in asked:
             mark_only_lora_as_trainable(model)
         if asked["method"] == "qlora":
@@ -161,37 +161,16 @@ def trace(asked: dict[str, Any], folder: str) -> Any:
         return recorder.result(asked["model"])
 
 
-def run(asked: dict[str, Any], folder: str, pipe: Any) -> None:
-    """Trace one scenario and send its figures."""
-    try:
-        found = trace(asked, folder)
-        steady = found.steady
-        pipe.send({"scenario": asked, "peak": steady.nbytes, "moment": steady.moment, "op": steady.op, "categories": steady.categories})
-    except Exception as error:
-        pipe.send({"scenario": asked, "failed": f"{type(error).__name__}: {error}"[:300]})
-
-
 def main() -> None:
-    """Trace what the file lacks, each case in a process of its own."""
-    path, folder = Path(sys.argv[1]), sys.argv[2] if len(sys.argv) > 2 else ""
-    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    done = [row["scenario"] for row in rows]
-    versions = {name: version(name) for name in ("torch", "litgpt", "lightning")}
-    context = multiprocessing.get_context("fork")
-    with path.open("a") as file:
-        for asked in cases(bool(folder)):
-            if asked in done:
-                continue
-            receiver, sender = context.Pipe(duplex=False)
-            child = context.Process(target=run, args=(asked, folder, sender))
-            child.start()
-            row = receiver.recv() if receiver.poll(300) else {"scenario": asked, "failed": "no answer in 300 s"}
-            child.kill()
-            child.join()
-            named = {**versions, "bitsandbytes": "0.42.0"} if asked["method"] == "qlora" else versions
-            file.write(json.dumps({**row, "versions": named}) + "\n")
-            file.flush()
-            print(asked["model"], asked["method"], asked["precision"], row.get("failed") or f"{row['peak'] / 2**30:.3f} GiB", flush=True)
+    """Trace what the file lacks."""
+    folder = sys.argv[2] if len(sys.argv) > 2 else ""
+    made = {name: version(name) for name in ("torch", "litgpt", "lightning")}
+    append(
+        Path(sys.argv[1]),
+        cases(bool(folder)),
+        lambda asked: trace(asked, folder),
+        lambda asked: {**made, "bitsandbytes": "0.42.0"} if asked["method"] == "qlora" else made,
+    )
 
 
 if __name__ == "__main__":

@@ -128,7 +128,7 @@ def test_a_bad_file_is_one_line(name: str, run: Run, tmp_path: Path) -> None:
         "estimate gpt2 --engine-version latest",
         "estimate gpt2 --kv-dtype q8_2 --engine llama.cpp",
         "estimate gpt2 --task fly",
-        "estimate gpt2 --tensor-parallel 2",
+        "estimate gpt2 --tensor-parallel 5",
         "estimate gpt2 gpt2",
         "estimate gpt2 --scenario nothing.json",
         "estimate --layers two --hidden 4 --heads 1 --ffn 4 --vocab 9",
@@ -236,8 +236,9 @@ def test_every_key_of_a_scenario_is_an_option_of_the_verbs_that_take_one() -> No
 
 
 def test_a_decoder_described_by_hand_is_a_llama(run: Run) -> None:
-    words = "--layers 32 --hidden 4096 --heads 32 --kv-heads 8 --ffn 14336 --vocab 128256 --head-dim 128 --context 8192 --json"
-    by_hand, named = (json.loads(run("estimate", *given).out) for given in (shlex.split(words), (LLAMA, "--context", "8192", "--json")))
+    words = "--layers 32 --hidden 4096 --heads 32 --kv-heads 8 --ffn 14336 --vocab 128256 --head-dim 128"
+    more = "--context 8192 --engine transformers --json".split()
+    by_hand, named = (json.loads(run("estimate", *given, *more).out) for given in (shlex.split(words), (LLAMA,)))
     assert by_hand["quantities"] == named["quantities"]
 
 

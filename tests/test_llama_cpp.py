@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
 
-from vramplan import Estimate, Unknown, estimate
+from vramplan import BadInput, Estimate, Unknown, estimate
 from vramplan.units import GiB, MiB
 
 LLAMA = "meta-llama/Llama-3.1-8B"
@@ -102,21 +103,76 @@ def test_the_process_is_the_sum_of_all() -> None:
     assert 4 * GiB < q["weights"] < 5 * GiB
 
 
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [
-        ("gpu_layers", 0),
-        ("gpu_layers", 1),
-        ("gpu_layers", 32),
-        ("cpu_moe_layers", 1),
-        ("tensor_split", [1, 1]),
-        ("override_tensor", ["exps=CPU"]),
-        ("tensor_parallel", 2),
-    ],
-)
+@pytest.mark.parametrize(("key", "value"), [("tensor_parallel", 2), ("split_mode", "row"), ("draft_model", LLAMA), ("mmproj", True)])
 def test_what_it_does_not_know_is_refused(key: str, value: object) -> None:
     with pytest.raises(Unknown, match=key):
         llama_cpp(**{key: value})
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"kv_dtype": "q8_0", "flash_attention": False}, "needs flash attention"),
+        ({"kv_dtype": "q3_k"}, "cache type 'q3_k' is not known"),
+        ({"tensor_split": [1, 1], "gpu_count": 1}, "2 shares for 1 GPUs"),
+        ({"tensor_split": [0, 0]}, "one must be more than 0"),
+        ({"override_tensor": ["exps"]}, "must be pattern=device"),
+        ({"override_tensor": ["(=CPU"]}, "no regular expression"),
+        ({"override_tensor": ["exps=CUDA1"]}, "unknown buffer type 'CUDA1'"),
+    ],
+)
+def test_what_llama_cpp_refuses(keys: dict[str, Any], message: str) -> None:
+    with pytest.raises(BadInput, match=re.escape(message)):
+        llama_cpp(**keys)
+
+
+def test_a_pattern_in_no_name_changes_nothing() -> None:
+    answer = llama_cpp(override_tensor=["exps=CPU"])
+    assert answer.peak == llama_cpp().peak
+    assert any("changes nothing" in text for text in answer.remarks)
+
+
+def test_layers_on_the_host() -> None:
+    """Of 32 layers and the output, -ngl 20 leaves 13 layers and their cache on the host: 13 × 32 MiB at 8,192 tokens."""
+    answer = llama_cpp(gpu_layers=20)
+    assert answer.host.total("kv cache") == 13 * 32 * MiB
+    assert answer.ledger.total("kv cache") == 19 * 32 * MiB
+    both = answer.ledger.total("weights") + answer.host.total("weights")
+    assert both == llama_cpp(gpu=None).ledger.total("weights")
+
+
+def test_operations_over_host_weights_take_room_on_the_gpu() -> None:
+    """With flash attention off, the scores of a host layer are made where its operations are: 32 heads × 512 × 8,192 × 4 B = 512 MiB."""
+    taken = llama_cpp(gpu_layers=5, flash_attention=False)
+    left = llama_cpp(gpu_layers=5, flash_attention=False, op_offload=False)
+    assert taken.host.total("compute buffer") < 512 * MiB < left.host.total("compute buffer")
+
+
+def test_a_cache_that_stays_on_the_host() -> None:
+    answer = llama_cpp(kv_offload=False)
+    assert answer.quantities["kv_cache"] == 0
+    assert answer.host.total("kv cache") == 1024 * MiB
+
+
+def test_gpus_share_the_layers() -> None:
+    """33 layers by 3 to 1: 25 and 8, of which the last is the output."""
+    first, second = sorted(llama_cpp(gpu_count=2, tensor_split=[3, 1]).shares, key=lambda share: share.rank)
+    assert (first.ledger.total("kv cache"), second.ledger.total("kv cache")) == (25 * 32 * MiB, 7 * 32 * MiB)
+
+
+def test_what_would_fit_is_told_as_flags() -> None:
+    big = llama_cpp("meta-llama/Llama-3.1-70B")
+    assert not big.fits
+    [layers] = [int(text.split("-ngl ")[1].split(":")[0]) for text in big.remarks if "-ngl" in text]
+    assert llama_cpp("meta-llama/Llama-3.1-70B", gpu_layers=layers).fits
+    assert not llama_cpp("meta-llama/Llama-3.1-70B", gpu_layers=layers + 1).fits
+    moe = llama_cpp("Qwen/Qwen3-30B-A3B", gpu_memory="12GiB")
+    assert any("--n-cpu-moe" in text for text in moe.remarks)
+
+
+@pytest.mark.parametrize("name", ["ollama", "lm-studio", "koboldcpp"])
+def test_programs_that_run_it(name: str) -> None:
+    assert llama_cpp(engine=name).peak == llama_cpp().peak
 
 
 @pytest.mark.parametrize("layers", [-1, 33, 99])

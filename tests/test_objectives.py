@@ -7,10 +7,12 @@ from typing import Any
 import pytest
 
 from vramplan import BadInput, Estimate, Unknown, estimate
+from vramplan.dim import Dim, numel
 from vramplan.engines.train.objectives import objective, objective_names
 from vramplan.ledger import Moment
-from vramplan.ops.preference import log_probs, odds_ratio, score
-from vramplan.tape import Dim, Kernels, Tape, numel
+from vramplan.ops.fused_loss import trl
+from vramplan.ops.preference import odds_ratio, score
+from vramplan.tape import Kernels, Tape
 
 MODEL = "meta-llama/Llama-3.1-8B"
 PARAMETERS, HIDDEN, VOCAB = 8_030_261_248, 4096, 128_256
@@ -75,21 +77,21 @@ def tape(sequences: int, tokens: int, *, width: int = 64, vocab: int = 1000) -> 
 def test_the_fused_head_keeps_scored_states_and_sixteen_bytes_each() -> None:
     """Their target (8 B), log-normaliser and entropy (4 B each); nothing as wide as the vocabulary stays."""
     t = tape(4, 100)
-    log_probs(t, 25)
+    trl(t, 25)
     assert t.saved_bytes - numel((4, 100)) * 8 == 4 * 25 * (64 * 2 + 16)
 
 
 def test_its_tile_is_of_4096_tokens_and_32768_columns_at_most() -> None:
     for tokens, rows in ((100, 100), (5000, 4096)):
         t = tape(1, tokens + 1)
-        log_probs(t, tokens)
+        trl(t, tokens)
         assert t.ops[-1].workspace == rows * 32_768 * 2 + 28 * tokens
 
 
 def test_gradients_of_the_head_are_summed_in_fp32() -> None:
     """Backward, in bf16: the tile, and sums of the states' and the head's gradients in fp32 beside the gradients themselves."""
     t = tape(2, 101)
-    log_probs(t, 50)
+    trl(t, 50)
     assert t.ops[-1].backward_workspace == 100 * 32_768 * 2 + 4 * (100 * 64 + 1000 * 64)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from vramplan.dim import Dim
 from vramplan.ops import (
     attention,
     causal_conv,
@@ -19,7 +20,7 @@ from vramplan.ops import (
     route,
     selective_scan,
 )
-from vramplan.tape import Dim, Kernels, Tape, Tensor
+from vramplan.tape import Kernels, Tape, Tensor
 
 B, S, H, F, V = 2, 5, 8, 12, 20
 ROWS = B * S

@@ -16,8 +16,9 @@ from typing import Any
 import pytest
 
 from vramplan.catalog.models import all_models
+from vramplan.dim import Dim
 from vramplan.families import model_types, walk
-from vramplan.tape import Dim, Tape, Weight
+from vramplan.tape import Tape, Weight
 
 KINDS = {
     "embed": "embed",

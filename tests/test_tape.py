@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from vramplan.tape import Cache, Dim, Kernels, Tape, Tensor, numel, shape_label
+from vramplan.dim import Dim, numel, shape_label
+from vramplan.tape import Cache, Kernels, Tape, Tensor
 
 
 def tape(frames: str = "held", **more: int) -> Tape:

@@ -52,11 +52,11 @@ def test_sliding_layers_keep_their_window() -> None:
     assert ledger.total("kv cache", "full attention", moment=Moment.DECODE) == 21 * 8192 * 8192
 
 
-def test_eager_attention_holds_masked_scores_softmax_and_cast() -> None:
-    """`attn_weights = softmax(attn_weights, dtype=float32).to(dtype)`: 2, 4 and 2 B of [heads, s, s] at once (modeling_llama.py)."""
+def test_eager_attention_holds_masked_scores_their_copy_and_softmax() -> None:
+    """`softmax(attn_weights, dtype=float32)`: 2, 4 and 4 B of [heads, s, s] at once (modeling_llama.py; aten/native/SoftMax.cpp)."""
     scores = 32 * 4096 * 4096
     eager = generate(attention="eager").ledger.total("activations", moment=Moment.PREFILL)
-    assert 8 * scores <= eager <= 8.5 * scores
+    assert 10 * scores <= eager <= 10.5 * scores
 
 
 def test_flash_and_sdpa_hold_no_scores() -> None:

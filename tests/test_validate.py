@@ -13,7 +13,7 @@ from vramplan import BadFile
 from vramplan.measured.validate import Row, Summary, read, replay, summaries
 
 LLAMA = "meta-llama/Llama-3.1-8B"
-WEIGHTS = 16_060_522_496
+WEIGHTS = 16_060_522_496 + 131_072 * 128 * 2
 
 
 def measurement(id: str, quantity: str, value: float, **given: object) -> dict[str, Any]:
@@ -32,7 +32,7 @@ ROWS = [
     measurement("too much", "weights", WEIGHTS * 0.8),
     measurement("right", "fits", 1, gpu="h100", context_length=8192),
     measurement("wrong", "fits", 1, gpu="rtx-3060", context_length=8192),
-    measurement("refused", "weights", 1, tensor_parallel=2),
+    measurement("refused", "weights", 1, tensor_parallel=3),
     measurement("no such", "compute_buffer", 1),
 ]
 
@@ -52,7 +52,7 @@ def test_json_is_what_the_interface_says(file: Path, run: Run) -> None:
     assert [row["error"] for row in data["rows"][:5]] == pytest.approx([0, -0.2, 0.25, 0, 1])
     assert rows["equal"] == {"id": "equal", "predicted": WEIGHTS, "observed": WEIGHTS, "error": 0, "refused": None}
     assert (rows["refused"]["predicted"], rows["refused"]["error"]) == (None, None)
-    assert "tensor_parallel" in rows["refused"]["refused"]
+    assert "tensor_parallel 3" in rows["refused"]["refused"]
     assert rows["no such"]["refused"] == "the estimate has no compute_buffer"
     assert data["groups"]["vllm weights"] == {
         "n": 4,

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from vramplan import BadInput, Estimate, Unknown, estimate
+from vramplan import BadInput, Estimate, Unknown, estimate, scenario
 from vramplan.ledger import Moment
 from vramplan.units import GiB
 
@@ -138,8 +138,10 @@ def test_the_peak_holds_the_cache_of_one_sequence() -> None:
     [
         ({"engine_version": "0.10.2"}, Unknown, "before 0.11"),
         ({"engine_version": "newest"}, BadInput, "write it as 0.19.0"),
-        ({"tensor_parallel": 2}, Unknown, "tensor_parallel"),
-        ({"gpu_count": 2}, Unknown, "gpu_count"),
+        ({"tensor_parallel": 3}, BadInput, "heads 32 does not divide"),
+        ({"gpu_count": 4, "tensor_parallel": 2}, BadInput, "takes 2 GPUs"),
+        ({"expert_parallel": 2, "tensor_parallel": 2}, BadInput, "no experts"),
+        ({"pipeline_parallel": 64}, BadInput, "32 layers"),
         ({"draft_model": LLAMA}, Unknown, "draft_model"),
         ({"context_length": 131073}, BadInput, "131,072 tokens"),
     ],
@@ -151,3 +153,26 @@ def test_what_it_does_not_know_is_refused(more: dict[str, object], error: type[E
 
 def test_neutral_values_of_refused_keys_are_accepted() -> None:
     assert vllm(tensor_parallel=1, gpu_count=1).fits
+
+
+def test_a_rank_of_four() -> None:
+    """Weights and cache of Llama-3.1-8B at TP4 as vLLM 0.19.0 logs them on H100: 3.77 GiB (llm-d-planner, tp4pp1dp1), a quarter of the cache."""
+    one, four = vllm(), vllm(gpu_count=4)
+    assert four.quantities["weights"] / GiB == pytest.approx(3.77, abs=0.005)
+    assert four.ledger.total("kv cache") * 4 == one.ledger.total("kv cache")
+    assert [(share.rank, share.count) for share in four.shares] == [(0, 4)]
+
+
+def test_stages_of_a_pipeline_differ() -> None:
+    """Embedding first, norm and head last: of four stages the outer two are fuller (Llama: equal but for the norm)."""
+    shares = vllm(pipeline_parallel=4).shares
+    weights = {share.rank: share.ledger.total("weights") for share in shares}
+    assert len(shares) == 4
+    assert weights[1] == weights[2] < weights[0] < weights[3]
+    assert weights[3] - weights[0] == 4096 * 2
+
+
+def test_experts_are_whole_on_their_rank() -> None:
+    mixture = {"model": "Qwen/Qwen3-30B-A3B", "engine": "vllm", "tensor_parallel": 8}
+    split, spread = estimate(scenario(mixture)), estimate(scenario({**mixture, "expert_parallel": 8}))
+    assert split.ledger.total("weights", "experts") == spread.ledger.total("weights", "experts")

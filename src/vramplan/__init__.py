@@ -3,7 +3,7 @@
 >>> import vramplan
 >>> answer = vramplan.estimate("meta-llama/Llama-3.1-8B", gpu="rtx-4090", context_length=8192)
 >>> answer.fits, answer.quantities["weights"]
-(True, 16060522496)
+(True, 16094076928)
 """
 
 from .errors import BadFile, BadInput, NotFound, Unknown, Unreachable, VramplanError

@@ -13,6 +13,7 @@ from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
 
 from .allocator import Event, Replay, replay
+from .dim import Dim
 from .engines import Account, Job, engine
 from .engines.lines import cache_nbytes, kv_type, text_caches
 from .errors import BadInput, Unknown
@@ -22,7 +23,7 @@ from .formats import scheme as named_scheme
 from .ledger import Ledger, Moment, ledger
 from .scenario import Scenario, scenario
 from .sources.model import Model
-from .tape import Dim, Tape
+from .tape import Tape
 
 if TYPE_CHECKING:
     from .catalog.gpus import Gpu
@@ -138,6 +139,8 @@ def estimate(model: str | Mapping[str, object] | Scenario, **keys: object) -> Es
     gpu = _gpu(asked)
     if asked.task == "train":
         return _train(asked, found, gpu)
+    if asked.images:
+        raise Unknown("images: estimated in training; for serving this version counts text only, with the towers' weights")
     gguf = found.gguf or (asked.weights is not None and is_gguf(asked.weights))
     name = asked.engine or ("llama.cpp" if gguf else "vllm")
     if gguf and name == "transformers":

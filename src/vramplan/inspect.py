@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from .dim import Dim, numel
 from .engines.lines import loaded, text_caches
 from .families import walk
 from .formats.kv import kv_bytes
 from .sources import resolve
 from .sources.model import Model
-from .tape import Cache, Dim, Tape, numel
+from .tape import Cache, Tape
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -24,6 +24,11 @@ FUSED: Mapping[str, tuple[str, ...]] = {
 It does so wherever these names are asked for, `all-linear` among them, and then leaves plain layers of these names without any. Source:
 PEFT 0.21 `utils/transformers_weight_conversion.py` _MOE_TARGET_MODULE_MAPPING; transformers 5.23 `conversion_mapping.py`.
 """
+
+ROUTER_LAYERS = ("dbrx", "hunyuan_v1_moe", "llama4", "phimoe")
+"""Model types whose router is a linear layer (transformers 5.23), which `all-linear` means too."""
+WITHOUT_OUT_PROJ = ("falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h")
+"""Model types of which PEFT 0.21 refuses `out_proj` (`tuners/tuners_utils.py`, _check_lora_target_modules_mamba)."""
 
 ADAPTERS: Mapping[str, str] = {"lora": "lora", "rslora": "rslora", "dora": "dora", "qlora": "lora"}
 """Methods that train adapters beside a frozen base, and the variant of LoRA that each names."""
@@ -131,7 +136,7 @@ class Adapters:
 
     `targets`: `all-linear` (every linear layer but the head, as PEFT), `attention`, or names of modules or the ends of their paths.
     `base`: how the frozen linear layers are stored, None for plain ones. `dtype`: the adapters' own. `fused`: names of linear layers of
-    transformers 4 that PEFT looks for in the experts' stacked matrices (`FUSED`); empty where it does not.
+    transformers 4 that PEFT looks for in the experts' stacked matrices (`FUSED`); empty where it does not. `routers`: they are layers.
     """
 
     rank: int
@@ -143,11 +148,11 @@ class Adapters:
     base: Packed | None = None
     checkpointing: bool = False
     fused: tuple[str, ...] = ()
+    routers: bool = False
     towers: Towers = "trained"
 
-    @property
-    def assumptions(self) -> list[str]:
-        """The choices in words."""
+    def assumptions(self, weights: Sequence[Weight]) -> list[str]:
+        """The choices in words, for a model of `weights`."""
         kind = {"lora": "LoRA", "rslora": "rsLoRA", "dora": "DoRA"}[self.variant]
         targets = self.targets if isinstance(self.targets, str) else ", ".join(self.targets)
         lines = [f"{kind} of rank {self.rank} in {self.dtype} on {targets}"]
@@ -155,6 +160,10 @@ class Adapters:
             lines.append("LLM.int8(): no input beyond its threshold of 6")
         elif self.base:
             lines.append(f"{self.base.kind} {'with' if self.base.double else 'without'} double quantisation")
+        if self.base and any(weight.kind == "experts" for weight in weights):
+            lines.append("experts in 16 bits: transformers since 5.0 stacks their matrices, which bitsandbytes then does not pack")
+        if any(self.adapter(shortened(weight.name.removesuffix(".weight")), weight) for weight in weights if weight.kind == "experts"):
+            lines.append("adapters on experts' stacked matrices, of which PEFT makes a sum with them, as large, in every layer")
         return lines
 
     def trains(self, weight: Weight) -> bool:
@@ -180,6 +189,8 @@ class Adapters:
             dropout=self.dropout,
             dora=self.variant == "dora",
             packed=self.packed(weight),
+            merged=module.rpartition(".")[2] in self.fused,
+            copies=weight.copies if weight.kind == "linear" else 1,
         )
 
     def targeted(self, module: str, weight: Weight) -> bool:
@@ -189,12 +200,13 @@ class Adapters:
         last = module.rpartition(".")[2]
         if last in self.fused:
             return weight.kind in ("router", "experts") and self.wanted(last)
+        layers = ("linear", "router") if self.routers else ("linear",)
         if self.targets == "all-linear":
-            return weight.kind == "linear"
+            return weight.kind in layers
         if self.targets == "attention":
             parent = module.rpartition(".")[0].lower()
             return weight.kind == "linear" and ("attn" in parent or "attention" in parent)
-        return weight.kind in ("linear", "head", "embed") and ends(module, self.targets)
+        return weight.kind in (*layers, "head", "embed") and ends(module, self.targets)
 
     def wanted(self, name: str) -> bool:
         """Whether a linear layer of transformers 4, called `name`, is asked for, which is no layer of its own any more."""

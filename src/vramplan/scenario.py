@@ -163,7 +163,15 @@ def _key(help: str, read: Callable[[str, Any], object], group: str) -> Any:
     return field(default=None, metadata={"help": help, "read": read, "group": group})
 
 
-_ENGINE = _choice(*dict.fromkeys(ENGINES["infer"] + ENGINES["train"]))
+ENGINE_ALIASES = {"ollama": "llama.cpp", "lm-studio": "llama.cpp", "lmstudio": "llama.cpp", "koboldcpp": "llama.cpp"}
+"""Programs that run another engine's code."""
+
+
+def _engine(key: str, value: object) -> str:
+    known = ENGINE_ALIASES.get(value.lower(), value) if isinstance(value, str) else value
+    return _choice(*dict.fromkeys(ENGINES["infer"] + ENGINES["train"]))(key, known)
+
+
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,7 +180,7 @@ class Scenario:
 
     model: str | Mapping[str, object]
     task: str = field(default="infer", metadata={"help": "train or infer", "read": _choice(*TASKS), "group": "What"})
-    engine: str | None = _key("the program that runs it", _ENGINE, "What")
+    engine: str | None = _key("the program that runs it", _engine, "What")
     engine_version: str | None = _key("its version; default: the newest that we know", _text, "What")
 
     gpu: str | None = _key("GPU, by catalogue id or name", _text, "Hardware")
@@ -234,7 +242,9 @@ class Scenario:
     images: int | None = _key("images in each training sequence, among its tokens", _integer(0, 4096), "Training")
     image_size: tuple[int, int] | None = _key("of the images in pixels, such as 896, or width and height as 1024x768", _pixels, "Training")
     tower: Literal["frozen", "projector", "trained"] | None = _key(
-        "what of a vision tower trains: frozen, projector, or trained as the method says", _choice("frozen", "projector", "trained"), "Training"
+        "what of a vision tower trains: frozen, projector, or trained as the method says",
+        _choice("frozen", "projector", "trained"),
+        "Training",
     )
     kbit_preparation: bool | None = _key("PEFT's prepare_model_for_kbit_training over a quantised base", _flag, "Training")
     head: str | None = _key("what an encoder is trained with", _choice("classification", "mlm"), "Training")
@@ -264,7 +274,9 @@ class Scenario:
     kv_unified: bool | None = _key("one cache for all slots, -kvu (llama.cpp)", _flag, "llama.cpp")
     swa_full: bool | None = _key("full-size cache for sliding windows, --swa-full (llama.cpp)", _flag, "llama.cpp")
     kv_offload: bool | None = _key("whether the cache is on the GPUs; no is -nkvo (llama.cpp)", _flag, "llama.cpp")
-    op_offload: bool | None = _key("whether GPUs take large operations over host weights; no is --no-op-offload (llama.cpp)", _flag, "llama.cpp")
+    op_offload: bool | None = _key(
+        "whether GPUs take large operations over host weights; no is --no-op-offload (llama.cpp)", _flag, "llama.cpp"
+    )
     mmproj: bool | None = _key("a projector for images or sound is loaded too, --mmproj (llama.cpp)", _flag, "llama.cpp")
 
 

@@ -16,10 +16,12 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Literal
 
-from .tape import Op, Tape, Tensor, Weight, numel
+from .dim import numel
+from .tape import Op, Tape, Tensor, Weight
 
 Key = tuple[str, int]
-"""What an event is about: `t` a tensor, `p` one that is pinned, `g` a gradient of one, `w` a weight's gradient, `x` what lives within one op; and its identity."""
+"""What an event is about, and its identity: `t` a tensor, `p` one that is pinned, `g` a gradient of one, `w` a weight's gradient, `x` what
+lives within one op."""
 Event = tuple[Literal["make", "free", "hold"], int, Key, int]
 """What happens, at which op of the run, to what, and its bytes. `hold` keeps a tensor beyond its own `free`."""
 END: Key = ("g", 0)
@@ -141,7 +143,7 @@ def forward_only(tape: Tape) -> Sweep:
         run.checkpointed, run.forward = True, _walk(run, keeping=False)
         run.cached = sum(t.nbytes for t in run.own if t.cached)
     nothing = Peak(saved=0, gradients=0, transient=0, where="")
-    return Sweep(forward=_forward_peak(runs)[0], backward=nothing, saved=0, gradients=0, offloaded=0, runs=runs)
+    return Sweep(forward=_forward_peak(runs, keeping=False)[0], backward=nothing, saved=0, gradients=0, offloaded=0, runs=runs)
 
 
 def _size(peak: Peak) -> int:
@@ -149,7 +151,10 @@ def _size(peak: Peak) -> int:
 
 
 def _runs(tape: Tape, checkpointing: Checkpointing | None) -> list[tuple[Run, int]]:
-    """The tape's pieces in order, with how often each runs on end: of every k layers, the last is checkpointed."""
+    """The tape's pieces in order, with how often each runs on end: of every k layers, the last is checkpointed.
+
+    A checkpointed layer through which no gradient passes keeps nothing, as without.
+    """
     numbered = [(index, op) for index, op in enumerate(tape.ops) if op.tower is None]
     by_birth: dict[int, list[Tensor]] = {}
     for tensor in tape.tensors:
@@ -162,7 +167,7 @@ def _runs(tape: Tape, checkpointing: Checkpointing | None) -> list[tuple[Run, in
         own = [tensor for index, _ in some for tensor in by_birth.get(index, ())]
         times, entry = ops[0].repeats, ops[0].reads[0].storage
         plain, recomputed = (Run(ops, first, times, own, checkpointed, entry) for checkpointed in (False, True))
-        if checkpointing is None or not ops[0].in_layers:
+        if checkpointing is None or not ops[0].in_layers or not _end(ops).grad:
             runs.append((plain, times))
         elif checkpointing.every == 1:
             runs.append((recomputed, times))
@@ -170,6 +175,11 @@ def _runs(tape: Tape, checkpointing: Checkpointing | None) -> list[tuple[Run, in
             runs += [(plain, checkpointing.every - 1), (recomputed, 1)] * (times // checkpointing.every)
             runs += [(plain, times % checkpointing.every)] * (times % checkpointing.every > 0)
     return runs
+
+
+def _end(ops: Sequence[Op]) -> Tensor:
+    """The output of a run: of its last op that a gradient comes to, else of the last."""
+    return next((op.writes[0] for op in reversed(ops) if op.writes[0].grad), ops[-1].writes[0])
 
 
 # ---- one run -----------------------------------------------------------------------------
@@ -180,7 +190,7 @@ def _forward(run: Run, checkpointing: Checkpointing | None) -> None:
     if not run.checkpointed or checkpointing is None:
         run.kept, run.forward = sum(t.nbytes for t in run.own if run.keeps(t)), _walk(run, keeping=True)
         return
-    outputs = {id(t.storage): t.storage for op in run.ops if checkpointing.keeps(op) for t in op.writes}
+    outputs = {id(t.storage): t.storage for op in run.ops if checkpointing.keeps(op) for t in op.writes if not t.cached}
     outputs.pop(id(run.entry), None)
     held = [run.entry, *outputs.values()]
     pinned = [t for t in run.own if t.pinned]
@@ -262,8 +272,8 @@ def _backward(
     stepping: Callable[[Weight], int] | None,
     seen: set[int],
 ) -> None:
-    """One run in reverse. A tied weight gets two gradients, which are added out of place: for a moment there are three of them. The first waits
-    for the second, also where the sum is then added to that of the pass before.
+    """One run in reverse. A tied weight gets two gradients, which are added out of place: for a moment there are three of them. The first
+    waits for the second, also where the sum is then added to that of the pass before.
     """
     events = run.backward
     own = {id(t) for t in run.own}
@@ -274,7 +284,7 @@ def _backward(
     for index, tensor in {id(t): (i, t) for i, op in reversed(list(enumerate(run.ops))) for t in _kept(run, op)}.values():
         if run.keeps(tensor):
             release.setdefault(index, []).append(tensor)
-    end = run.ops[-1].writes[0]
+    end = _end(run.ops)
     arrived = {id(end): _Gradient(END, end.nbytes)} if end.grad else {}
     events += [("make", len(run.ops) - 1, END, end.nbytes)] if end.grad else []
     for index in range(len(run.ops) - 1, -1, -1):
@@ -377,15 +387,22 @@ def _before(runs: Sequence[tuple[Run, int]], number: int) -> Iterable[Run]:
     return {run.first: run for run, _ in runs[:number] if run.first != runs[number][0].first}.values()
 
 
-def _forward_peak(runs: Sequence[tuple[Run, int]]) -> tuple[Peak, int]:
+def _late(run: Run, earlier: Iterable[Run], keeping: bool) -> list[Tensor]:
+    """Tensors of earlier pieces that are there when `run` begins, beside what backward needs."""
+    return [t for piece in earlier for t in piece.own if t.last >= run.first and not (t.cached or (keeping and t.saved))]
+
+
+def _forward_peak(runs: Sequence[tuple[Run, int]], *, keeping: bool = True) -> tuple[Peak, int]:
     """The forward pass's peak, and what is saved when it ends."""
     peak, kept, cached = Peak(saved=0, gradients=0, transient=0, where=""), 0, 0
     pieces = [run.first for run, _ in runs]
     for number, (run, times) in enumerate(runs):
         if run.first not in pieces[:number]:
             kept += run.once + sum(t.nbytes for t in run.outlasting)
-        nbytes, op = _most(run.forward)
-        nbytes += sum(t.nbytes for piece in _before(runs, number) for t in piece.own if t.last >= run.first and not (t.saved or t.cached))
+        late = _late(run, _before(runs, number), keeping)
+        ends: list[Event] = [("free", t.last - run.first, ("t", id(t)), t.nbytes) for t in late if t.last < run.first + len(run.ops)]
+        events = sorted([*run.forward, *ends], key=lambda event: event[1]) if ends else run.forward
+        nbytes, op = _most(events, sum(t.nbytes for t in late))
         spared = run.spared if run.first not in pieces[:number] else 0
         before = kept + (run.kept + run.cached) * (times - 1) + cached - (spared if times > 1 else 0)
         peak = max(peak, Peak(saved=before, gradients=0, transient=nbytes, where=run.ops[op].name), key=_size)

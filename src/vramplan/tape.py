@@ -7,10 +7,12 @@ sweeps over these lists. The tape knows no number formats (formats/), no engines
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal, Protocol
+
+from .dim import Dim, numel
 
 if TYPE_CHECKING:
     from .ops.lora import Adapter
@@ -18,55 +20,6 @@ if TYPE_CHECKING:
 
 ORIGINAL = ".original"
 """What the name of a frozen weight ends in, of which a copy trains."""
-
-
-class Dim(int):
-    """A size that remembers its name, so that a formula can be printed: products, sums and quotients of Dims carry labels.
-
-    >>> heads, head_dim = Dim(32, "heads"), Dim(128, "head_dim")
-    >>> (heads * head_dim, (heads * head_dim).label)
-    (4096, 'heads·head_dim')
-    """
-
-    label: str
-
-    def __new__(cls, value: int, label: str = "") -> Dim:
-        self = super().__new__(cls, value)
-        self.label = label or str(int(value))
-        return self
-
-    def __mul__(self, other: int) -> Dim:
-        return Dim(int.__mul__(self, other), f"{self.label}·{_label(other)}")
-
-    def __rmul__(self, other: int) -> Dim:
-        return Dim(int.__mul__(self, other), f"{other}·{self.label}")
-
-    def __add__(self, other: int) -> Dim:
-        return Dim(int.__add__(self, other), f"({self.label} + {_label(other)})")
-
-    def __radd__(self, other: int) -> Dim:
-        return self if other == 0 else Dim(int.__add__(self, other), f"({other} + {self.label})")
-
-    def __floordiv__(self, other: int) -> Dim:
-        return self if other == 1 else Dim(int.__floordiv__(self, other), f"{self.label}/{_label(other)}")
-
-
-def _label(size: int) -> str:
-    return size.label if isinstance(size, Dim) else str(size)
-
-
-def numel(shape: Iterable[int]) -> int:
-    """Elements of a tensor of `shape`: a plain int, whatever labels the sizes carry."""
-    n = 1
-    for size in shape:
-        n = int.__mul__(n, size)
-    return n
-
-
-def shape_label(shape: Iterable[int]) -> str:
-    """`"[heads·head_dim=4096 · hidden=4096]"`: a shape with names and values."""
-    parts = (f"{d.label}={int(d)}" if isinstance(d, Dim) and not d.label.isdigit() else str(int(d)) for d in shape)
-    return f"[{' · '.join(parts)}]"
 
 
 Kind = Literal["embed", "head", "linear", "experts", "router", "norm", "conv", "buffer"]
@@ -223,24 +176,25 @@ class Kernels:
     """Which variant of an op runs: given once per engine, and by the user's `attention`.
 
     `norm`: `upcast` (transformers' own RMSNorm goes through fp32), `fp32` (its weight is applied there too), `fused` (torch's kernel),
-    `triton` (another) or `inplace` (likewise, with its gradient in place); `mlp`: `eager` (gate, activation, product each a tensor, some activations in pieces), `plain` (each
-    activation one kernel), `fused` (activation and product one kernel) or `merged` (one gate-and-up projection too); `rope`: `eager`, `concatenated`, `stacked` or `inplace`; `mla`: past latents `expanded` to heads
-    (transformers), or the expansion `absorbed` into the query (serving engines); `logits`: of the last token, of all, or of all with an
-    fp32 copy; `frames`: Python's frames hold a module's arguments until it returns, or each tensor is freed at its last use; `kv`: kernels
-    of attention take `grouped` keys and values, or sdpa gets copies `repeated` to all heads where there are
-    several, or `expanded` always; `softmax`: 16-bit scores are `copied` to fp32
-    for theirs (bf16), or converted within the kernel (fp16, `fused`); `rotary`: cosines and sines are `shared` by all layers, each makes its
-    `own`, or takes them of those `cached` for every position; `experts`: one `grouped` product, or a `looped` module for each;
-    `softmax_keeps`: its output for backward, or `both` that and its input; `padding_mask`: eager attention of encoders has one where
-    `needed`, or `always`; `layout`: sdpa takes queries `by token`, as they are projected, or a copy `by head`. `qkv`: the
-    projections of queries, keys and values are those that are `stored`, or `joined` in one, or `split`; `gate_up`, likewise; `tied`: whether
-    a tied head shares the embedding's matrix; `dropout`: whether anything is dropped in training.
+    `triton` (another) or `inplace` (likewise, with its gradient in place); `mlp`: `eager` (gate, activation, product each a tensor, some
+    activations in pieces), `plain` (each activation one kernel), `fused` (activation and product one kernel) or `merged` (one gate-and-up
+    projection too); `rope`: `eager`, `concatenated`, `stacked`, `complex`, `inplace` or `single` (one new tensor); `mla`: past latents
+    `expanded` to heads (transformers), or the expansion `absorbed` into the query (serving engines); `logits`: of the last token, of all,
+    or of all with an fp32 copy; `frames`: Python's frames hold a module's arguments until it returns, or each tensor is freed at its last
+    use; `kv`: kernels of attention take `grouped` keys and values, or sdpa gets copies `repeated` to all heads where there are several, or
+    `expanded` always; `softmax`: 16-bit scores are `copied` to fp32 for theirs (bf16), or converted within the kernel (fp16, `fused`);
+    `rotary`: cosines and sines are `shared` by all layers, each makes its `own`, or takes them of those `cached` for every position;
+    `experts`: one `grouped` product, or a `looped` module for each; `softmax_keeps`: its output for backward, or `both` that and its input;
+    `padding_mask`: eager attention of encoders has one where `needed`, or `always`; `layout`: sdpa takes queries `by token`, as they are
+    projected, or a copy `by head`. `qkv`: the projections of queries, keys and values are those that are `stored`, or `joined` in one, or
+    `split`; `gate_up`, likewise; `tied`: whether a tied head shares the embedding's matrix; `dropout`: whether anything is dropped in
+    training; `adapters`: PEFT's layers beside the frozen ones, or Unsloth's functions in their place, `fused`.
     """
 
     attention: Literal["eager", "inplace", "sdpa", "flash"] = "sdpa"
     norm: Literal["upcast", "fp32", "fused", "triton", "inplace"] = "upcast"
     mlp: Literal["eager", "plain", "fused", "merged"] = "eager"
-    rope: Literal["eager", "concatenated", "stacked", "inplace"] = "eager"
+    rope: Literal["eager", "concatenated", "stacked", "complex", "inplace", "single"] = "eager"
     mla: Literal["expanded", "absorbed"] = "expanded"
     logits: Literal["last", "all", "all-fp32"] = "last"
     frames: Literal["held", "freed"] = "held"
@@ -256,6 +210,7 @@ class Kernels:
     tied: bool = True
     softcap: bool = True
     dropout: bool = True
+    adapters: Literal["peft", "fused"] = "peft"
 
 
 class Method(Protocol):
@@ -307,8 +262,10 @@ class Tape:
     prefix: str = ""
     part: str = "other"
     repeated: tuple[int, ...] | None = None
+    recomputed: bool = True
     frames: list[list[Tensor]] = field(default_factory=lambda: [[]])
     tables: list[Tensor] = field(default_factory=list)
+    rotated: set[int] = field(default_factory=set)
     in_tower: str | None = None
     tower_part: str = ""
     idle: str | None = None
@@ -348,7 +305,7 @@ class Tape:
         return x
 
     def cast_weights(self, weights: tuple[Weight, ...], kept: bool, late: bool = False) -> tuple[Tensor, ...]:
-        """Under autocast, copies of `weights` in the lower precision, `kept` for backward where the input gets a gradient (`late` as it does).
+        """Under autocast, copies of `weights` in the lower precision, `kept` for backward where the input gets a gradient, `late` as it.
 
         Those of weights that train are cached until the forward pass ends. Source: `cached_cast`, aten/src/ATen/autocast_mode.cpp.
         """
@@ -372,13 +329,14 @@ class Tape:
         return found
 
     @contextmanager
-    def layers(self, name: str, indices: Sequence[int], x: Tensor) -> Iterator[Tensor]:
+    def layers(self, name: str, indices: Sequence[int], x: Tensor, *, recomputed: bool = True) -> Iterator[Tensor]:
         """Inside the layers `indices` of the list `name`: walked once, counted `len(indices)` times. Yields their input.
 
-        Where there are several, that is not `x`, the first one's input, but a tensor like it: the output of a layer before.
+        Checkpointing is of those that are `recomputed`. Where there are several, that is not `x`, the first one's input, but a tensor like
+        it: the output of a layer before.
         """
-        before = self.repeated
-        self.repeated = tuple(indices)
+        before = self.repeated, self.recomputed
+        self.repeated, self.recomputed = tuple(indices), recomputed
         self.region += 1
         first = x
         if len(indices) > 1:
@@ -391,7 +349,7 @@ class Tape:
             yield self.hold(first)
         if self.method and not x.storage.grad and not any(weight.trained for op in self.ops[start:] for weight in op.weights):
             self._detach(first, start)
-        self.repeated = before
+        self.repeated, self.recomputed = before
         self.region += 1
 
     @contextmanager
@@ -408,9 +366,10 @@ class Tape:
     def _detach(self, first: Tensor, start: int) -> None:
         """Nothing trains in layers that were walked from op `start`, nor before them: their input `first` needs no gradient after all."""
         first.grad = False
+        needed = {id(tensor) for op in self.ops[:start] for tensor in op.keeps}
         for op in self.ops[start:]:
             for tensor in op.keeps:
-                tensor.saved = 0 if tensor.born >= start else tensor.saved
+                tensor.saved = tensor.saved if id(tensor) in needed else 0
             op.writes[0].grad, op.keeps = False, ()
 
     def merged(self, x: Tensor) -> Tensor:
@@ -428,6 +387,14 @@ class Tape:
         yield
         self.region += 1
         self.prefix = before
+
+    @contextmanager
+    def skipping(self, skipped: bool) -> Iterator[None]:
+        """What does not run, if it is `skipped`: its weights count, and nothing else."""
+        before = self.idle
+        self.idle = "skipped" if skipped else before
+        yield
+        self.idle = before
 
     @contextmanager
     def unused(self) -> Iterator[None]:
@@ -511,7 +478,8 @@ class Tape:
         for tensor in keeps:
             tensor.spared = out.late and (tensor.spared or not tensor.saved)
             tensor.saved = max(tensor.saved, min(tensor.repeats, self.repeats))
-        op = Op(self.prefix + name, reads, (out, *extra), weights, flops, self.repeats, self.region, self.repeated is not None, self.idle)
+        in_layers = self.repeated is not None and self.recomputed
+        op = Op(self.prefix + name, reads, (out, *extra), weights, flops, self.repeats, self.region, in_layers, self.idle)
         op.keeps, op.workspace, op.backward_workspace = keeps, workspace, backward_workspace
         op.passes, op.overwrites = passes, overwrites
         self.ops.append(op)

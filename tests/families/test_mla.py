@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
+from vramplan.dim import Dim
 from vramplan.errors import BadInput
 from vramplan.families import walk
-from vramplan.tape import Dim, Kernels, Tape
+from vramplan.tape import Kernels, Tape
 
 CONTEXT = 131_072
 V3: dict[str, Any] = {"model_type": "deepseek_v3"}

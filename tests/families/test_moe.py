@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
+from vramplan.dim import Dim
 from vramplan.errors import BadInput
 from vramplan.families import walk
-from vramplan.tape import Dim, Tape
+from vramplan.tape import Tape
 
 CONTEXT = 131_072
 QWEN3_30B: dict[str, Any] = {

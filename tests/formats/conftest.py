@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
+from vramplan.dim import Dim
 from vramplan.families import walk
 from vramplan.formats.gguf_facts import ModelFacts, model_facts
-from vramplan.tape import Dim, Tape
+from vramplan.tape import Tape
 
 HERE = Path(__file__).parent
 

@@ -13,11 +13,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vramplan.dim import Dim
 from vramplan.errors import BadInput, Unknown, VramplanError
 from vramplan.families import model_types, walk
 from vramplan.formats import Scheme, matrix, scheme, scheme_from_config, weights_nbytes
 from vramplan.formats.gguf_facts import ModelFacts
-from vramplan.tape import Dim, Tape, Weight
+from vramplan.tape import Tape, Weight
 
 Walked = Callable[[str], tuple[Tape, ModelFacts]]
 

@@ -2,13 +2,14 @@
 
 import pytest
 
+from vramplan.dim import Dim
 from vramplan.estimate import estimate
 from vramplan.families import walk
 from vramplan.formats import is_gguf, weights_nbytes
 from vramplan.formats import scheme as named
 from vramplan.formats.gguf_facts import model_facts
 from vramplan.sources import resolve
-from vramplan.tape import Dim, Tape
+from vramplan.tape import Tape
 
 SIZES = [  # model, format, GB, repository
     ("google/gemma-2-9b-it", "IQ2_M", 3.43, "bartowski/gemma-2-9b-it-GGUF"),

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from vramplan.catalog.models import all_models
 
-ENGINES = ("vllm", "llama.cpp", "transformers")
+ENGINES = ("vllm", "sglang", "llama.cpp", "transformers")
 MODELS = (
     "meta-llama/Llama-3.1-8B",
     "google/gemma-3-4b-it",

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from strategies import ENGINES, catalogue, damaged_configs, json_values
 
-from vramplan import VramplanError, estimate, scenario
+from vramplan import Unknown, VramplanError, estimate, scenario
 from vramplan.scenario import keys
 from vramplan.units import GiB
 
@@ -66,10 +66,22 @@ def test_any_object_with_a_model_type(config: dict[str, Any], model_type: str) -
     answered_or_refused({"model": {**config, "model_type": model_type}})
 
 
+GAPS = {
+    "sglang": {
+        *("bert", "distilbert", "modernbert", "mpnet", "roberta", "xlm-roberta", "mamba", "mamba2"),  # keep no tokens
+        *("deepseek_v4", "deepseek_ref"),  # compressed caches
+    }
+}
+
+
 @pytest.mark.parametrize("model_type", sorted(catalogue()))
 def test_a_model_of_each_type_is_estimated_by_each_engine(model_type: str) -> None:
     """As it is: a refusal would be a gap, and must be one of these."""
     for engine in ENGINES:
+        if model_type in GAPS.get(engine, ()):
+            with pytest.raises(Unknown, match="SGLang's pools"):
+                estimate(catalogue()[model_type], engine=engine, context_length=256)
+            continue
         try:
             answer = estimate(catalogue()[model_type], engine=engine, context_length=256)
         except VramplanError as error:

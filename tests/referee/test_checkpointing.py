@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 
+from vramplan.dim import Dim
 from vramplan.families import walk
 from vramplan.methods import Full
 from vramplan.ops.loss import cross_entropy
 from vramplan.sweep import Checkpointing, sweep
-from vramplan.tape import Dim, Kernels, Op, Tape
+from vramplan.tape import Kernels, Op, Tape
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 from vramplan.catalog.models import ModelEntry, all_models, find_model
+from vramplan.dim import Dim
 from vramplan.families import walk
-from vramplan.tape import Dim, Tape
+from vramplan.tape import Tape
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

@@ -11,10 +11,11 @@ from typing import Any
 
 import gguf
 
+from vramplan.dim import Dim
 from vramplan.families import walk
 from vramplan.sources.gguf import ArrayLength
 from vramplan.sources.stored import Header, StoredTensor
-from vramplan.tape import Dim, Tape, Weight
+from vramplan.tape import Tape, Weight
 
 Config = Mapping[str, Any]
 ARCHS = {name: arch for arch, name in gguf.MODEL_ARCH_NAMES.items()}

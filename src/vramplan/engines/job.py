@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from ..allocator import Event
 from ..catalog.gpus import Gpu
+from ..dim import Dim
 from ..errors import BadInput, Unknown
 from ..families import walk
 from ..formats import Scheme
@@ -15,7 +16,7 @@ from ..formats.kv import kv_bytes
 from ..ledger import Item
 from ..scenario import Scenario
 from ..sources.model import Model
-from ..tape import Dim, Kernels, Tape
+from ..tape import Kernels, Tape
 
 MANY = ("gpu_count", "tensor_parallel", "pipeline_parallel", "context_parallel", "expert_parallel", "offload", "draft_model")
 """Keys of scenarios with several devices or models, which no engine estimates yet."""

@@ -7,13 +7,14 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 
 from ..allocator import unsplit
+from ..dim import numel, shape_label
 from ..errors import Unknown
 from ..formats import Share, weights_nbytes
 from ..formats.kv import kv_bytes
 from ..ledger import Item, Moment
 from ..sources.model import Model
 from ..sources.stored import StoredTensor
-from ..tape import Cache, Tape, Weight, numel, shape_label
+from ..tape import Cache, Tape, Weight
 from .job import Job
 
 SERVING = frozenset({Moment.PROFILE, Moment.PREFILL, Moment.DECODE})

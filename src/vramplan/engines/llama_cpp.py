@@ -1,28 +1,29 @@
 """llama.cpp: tensors by device, a cache of all slots, and on each device the compute buffer of its worst graph.
 
-An account is made of four parts, each with its sources: where a tensor is (llama_cpp_placement.py), what the cache holds
-(llama_cpp_cache.py), which graph a pass makes (llama_cpp_graph.py) and how ggml places it (llama_cpp_schedule.py). Judged by llama.cpp's own
-planner (data/llama_cpp). What it does not know: the backend's own pools, -sm row and tensor, projectors' sizes.
+An account has four parts, each with its sources: where a tensor is (llama_cpp_placement.py), what the cache holds (llama_cpp_cache.py),
+which graph a pass makes (llama_cpp_graph.py) and how ggml places it (llama_cpp_schedule.py). Judged by llama.cpp's own planner
+(data/llama_cpp). What it does not know: the backend's own pools, -sm row and tensor, projectors and drafts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from functools import partial
 
+from ..dim import numel
 from ..errors import BadInput, Unknown
 from ..formats import Share, weights_nbytes
 from ..formats.kv import GGML
 from ..ledger import Item
 from ..scenario import Scenario
 from ..sources.stored import StoredTensor
-from ..tape import Kernels, Tape, Weight, numel
+from ..tape import Kernels, Tape, Weight
 from ..units import MiB
 from .job import Account, Device, Job
 from .lines import SERVING, cache_items, item_of_share, kv_type, loaded
+from .llama_cpp_advice import advice
 from .llama_cpp_cache import Slots, layer_bytes, slots, some_layers
-from .llama_cpp_graph import Builder, Store
+from .llama_cpp_graph import Builder, Placed, Store
 from .llama_cpp_placement import Placement, file_names, placement
 from .llama_cpp_schedule import buffers
 
@@ -38,7 +39,7 @@ UBATCH = 512
 CUDA_CONTEXT = 300 * MiB
 """With lazy module loading: pytorch #107667; llama.cpp prints it as "unaccounted" in its memory breakdown."""
 REFUSED = ("tensor_parallel", "pipeline_parallel", "context_parallel", "expert_parallel", "offload", "draft_model", "mmproj")
-KERNELS = Kernels(attention="flash", norm="fused", mlp="merged", rope="inplace", mla="absorbed", logits="all", frames="freed")
+KERNELS = Kernels(attention="flash", norm="fused", mlp="merged", rope="single", mla="absorbed", logits="all", frames="freed")
 
 
 @dataclass(slots=True)
@@ -98,7 +99,24 @@ def account(job: Job) -> Account:
             "process": sum(item.nbytes for item in items),
         },
         assumptions=assumptions(setup),
+        remarks=[*unmatched(setup), *remarks(setup, max(totals, default=0), room)],
     )
+
+
+def remarks(setup: Setup, total: int, room: int | None) -> list[str]:
+    """Flags with which it would fit, where it does not."""
+    job, s = setup.job, setup.job.scenario
+    if room is None or total <= room:
+        return []
+
+    def fits(other: Scenario) -> bool:
+        made = prepare(replace(job, scenario=other))
+        compute = compute_buffers(made)
+        return all(sum(i.nbytes for i in device_items(made, d, compute[d])) <= room for d in range(made.placed.gpus))
+
+    moe = any(weight.kind == "experts" for weight in setup.tape.weights)
+    context = s.context_length or job.context(default=job.model.context_length or 4096)
+    return list(advice(s, fits, layers=setup.placed.layers, context=context, moe=moe))
 
 
 def prepare(job: Job) -> Setup:
@@ -114,16 +132,24 @@ def prepare(job: Job) -> Setup:
     sequences = s.sequences or 1
     context = job.context(default=job.model.context_length or 4096)
     ubatch = min(s.ubatch or UBATCH, -(-context // 256) * 256)
-    held = slots(context, sequences, bool(s.kv_unified), ubatch, bool(s.swa_full))
+    held = slots(context, sequences, unified=bool(s.kv_unified), ubatch=ubatch, swa_full=bool(s.swa_full), padded_values=not flash)
     ubatch = min(ubatch, held.cells * held.streams)
     held = replace(held, ubatch=ubatch)
     tape = job.tape(sequences=1, tokens=-(-ubatch // sequences) * sequences, past=max(held.cells - ubatch, 1), itemsize=4, kernels=KERNELS)
     layers = 1 + max((max(w.layers) for w in tape.weights if w.layers and not w.tower), default=0)
     gpus = s.gpu_count or len(s.tensor_split or ()) or 1
-    where = placement(s, layers, gpus, partial(_names, job, tape))
+    where = placement(s, layers, gpus)
     setup = Setup(job, tape, held, where, flash)
     setup.pieces = list(pieces(setup))
     return setup
+
+
+def unmatched(setup: Setup) -> list[str]:
+    """Patterns of -ot that are in no tensor's name: llama.cpp says nothing of them, and changes nothing."""
+    given = setup.placed.overrides[: len(setup.placed.overrides) - (setup.job.scenario.cpu_moe_layers or 0)]
+    names = _names(setup.job, setup.tape) if given else []
+    lost = [pattern.pattern for pattern, _ in given if not any(pattern.search(name) for name in names)]
+    return [f"override_tensor {pattern[:60]!r} is in no tensor's name and changes nothing" for pattern in lost]
 
 
 def _names(job: Job, tape: Tape) -> list[str]:
@@ -147,7 +173,7 @@ def pieces(setup: Setup) -> Iterator[Piece]:
             names = file_names(weight, layer)
             entry = is_entry(weight)
             for name in names:
-                device = where.tensor(name, layer, entry=entry)
+                device = where.tensor(name, 0 if is_first(weight) else layer, entry=entry)
                 yield Piece(nbytes=one // len(names), device=device, layer=layer, share=share)
             output = where.layer(where.layers)
             if weight.tied and output != where.host:
@@ -170,6 +196,11 @@ def _stored_pieces(setup: Setup) -> Iterator[Piece]:
 def is_entry(weight: Weight) -> bool:
     """Whether llama.cpp counts a weight to the input layer, which is on the host: embeddings and the norm after them."""
     return weight.layers is None and (weight.kind == "embed" or (weight.kind == "norm" and "embed" in weight.name))
+
+
+def is_first(weight: Weight) -> bool:
+    """Whether a weight outside the layers goes with the first one: what makes per-layer inputs (LLM_TENSOR_PER_LAYER_MODEL_PROJ)."""
+    return weight.layers is None and weight.kind != "embed" and ".per_layer_" in weight.name
 
 
 def weight_lines(setup: Setup, device: int) -> Iterator[Item]:
@@ -207,7 +238,7 @@ def cache_lines(setup: Setup, device: int) -> Iterator[Item]:
     s = setup.job.scenario
     here = frozenset(i for i in range(setup.placed.layers) if cache_device(setup, i) == device)
     yield from cache_items(
-        some_layers(setup.tape, here),
+        some_layers(setup.tape, setup.held, here),
         setup.held.kept,
         kv_dtype=s.kv_dtype,
         default="fp16",
@@ -225,29 +256,68 @@ def compute_buffers(setup: Setup) -> list[int]:
     stores = {}
     for layer, sides in own.items():
         if "k" in sides:
-            streams, kept, _ = held.kept(windows[layer])
+            _, kept, _ = held.kept(windows[layer])
             stores[layer] = Store(
                 cells=kept, keys=sides["k"], values=sides.get("v", 0), device=cache_device(setup, layer),
                 window=windows[layer].window is not None,
             )  # fmt: skip
-    index: dict[tuple[int, int | None], tuple[int, int]] = {}
-    for piece in setup.pieces:
-        if piece.share is not None:
-            key = id(piece.share.weight), piece.layer
-            index[key] = (index.get(key, (0, 0))[0] * (piece.part != "head") + piece.nbytes, piece.device)
     builder = Builder(
         tape=setup.tape,
         tokens=int(setup.tape.tokens),
         host=where.host,
-        placed=lambda weight, layer: index.get((id(weight), layer), (0, where.layer(where.layers if layer is None else layer))),
+        placed=weight_index(setup),
         stores=stores,
+        states={
+            (layer, c.name): (4 * held.sequences * numel(c.shape), cache_device(setup, layer))
+            for c in setup.tape.caches
+            if c.side == "state" and c.tower is None
+            for layer in c.layers
+        },
         flash=setup.flash,
+        rotated=rotated(setup),
+        offload=s.op_offload is not False,
+        windowed=any(c.window is not None for c in setup.tape.caches if c.tower is None),
         value_width=max((c.elements(1) // len(c.layers) for c in setup.tape.caches if c.side == "v" and c.tower is None), default=0),
     )
     nodes = builder.build()
     moved = where.overrides or s.kv_offload is False
     pipelined = where.gpus > 1 and where.on_gpu > where.layers and not moved
-    return buffers(nodes, list(builder.inputs.values()), where.gpus, pipelined=pipelined)
+    return buffers(nodes, builder.inputs, where.gpus, pipelined=pipelined)
+
+
+def weight_index(setup: Setup) -> Placed:
+    """Where the graph finds a weight's bytes and device: of a file by the tensors' names, else of the tape's own weights."""
+    where = setup.placed
+    shares: dict[tuple[int, int | None], tuple[int, int]] = {}
+    tensors: dict[str, tuple[int, int]] = {}
+    for piece in setup.pieces:
+        if piece.tensor is not None:
+            tensors[piece.tensor.name] = piece.nbytes, piece.device
+        elif piece.share is not None:
+            key = id(piece.share.weight), piece.layer
+            shares[key] = (shares.get(key, (0, 0))[0] * (piece.part != "head") + piece.nbytes, piece.device)
+
+    def placed(weight: Weight, layer: int | None) -> tuple[int, int]:
+        found = shares.get((id(weight), layer))
+        if found is None:
+            named = [tensors[name] for name in file_names(weight, layer) if name in tensors]
+            found = (sum(nbytes for nbytes, _ in named), named[-1][1]) if named else None
+        return found or (0, where.layer(where.layers if layer is None else layer))
+
+    return placed
+
+
+def rotated(setup: Setup) -> tuple[bool, bool]:
+    """Whether keys, and values, go through a Hadamard matrix: into a quantised cache, by heads of one width that 64 divides.
+
+    Source: llama-kv-cache.cpp, attn_rot_k and attn_rot_v.
+    """
+    found = []
+    for side in ("k", "v"):
+        widths = {int(c.shape[-1]) for c in setup.tape.caches if c.side == side and c.tower is None}
+        plain = kv_type(setup.job.scenario.kv_dtype, side, "fp16") in ("fp16", "bf16", "fp32")
+        found.append(not plain and len(widths) == 1 and min(widths) % 64 == 0)
+    return found[0], found[1]
 
 
 def device_items(setup: Setup, device: int, compute: int) -> list[Item]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
+from ..dim import numel
 from ..tape import Cache, Tape
 from .lines import cache_nbytes, kv_type, text_caches
 
@@ -25,6 +26,7 @@ class Slots:
     cells: int
     ubatch: int
     swa_full: bool
+    padded_values: bool = False
 
     def kept(self, cache: Cache) -> tuple[int, int, str]:
         """Streams, the cells that each keeps of `cache`, and a word on how that came."""
@@ -34,7 +36,7 @@ class Slots:
             return self.streams, self.cells // cache.stride, ""
         together = self.sequences if self.streams == 1 else 1
         window = padded(min(self.cells, int(cache.window) * together + self.ubatch))
-        return self.streams, window, " (window + a pass)"
+        return self.streams, window, f" (window of {cache.window:,} + {self.ubatch}, padded)"
 
 
 def padded(cells: int) -> int:
@@ -46,17 +48,24 @@ def padded(cells: int) -> int:
     return -(-cells // PADDING) * PADDING
 
 
-def slots(context: int, sequences: int, unified: bool, ubatch: int, swa_full: bool) -> Slots:
+def slots(context: int, sequences: int, *, unified: bool, ubatch: int, swa_full: bool, padded_values: bool) -> Slots:
     """The cells of a context that `sequences` share, or of which each has its part."""
     whole = padded(context)
     cells = whole if unified else padded(max(whole // sequences, 1))
-    return Slots(sequences=sequences, streams=1 if unified else sequences, cells=cells, ubatch=ubatch, swa_full=swa_full)
+    return Slots(
+        sequences=sequences,
+        streams=1 if unified else sequences,
+        cells=cells,
+        ubatch=ubatch,
+        swa_full=swa_full,
+        padded_values=padded_values,
+    )
 
 
 def layer_bytes(tape: Tape, held: Slots, kv_dtype: object) -> Mapping[int, Mapping[str, int]]:
     """Bytes of each layer's caches by their side: k, v or state."""
     found: dict[int, dict[str, int]] = {}
-    for cache in text_caches(tape):
+    for cache in caches(tape, held):
         streams, kept, _ = held.kept(cache)
         dtype = "fp32" if cache.side == "state" else kv_type(kv_dtype, cache.side, "fp16")
         one = streams * cache_nbytes(replace(cache, layers=cache.layers[:1]), kept, dtype)
@@ -66,9 +75,28 @@ def layer_bytes(tape: Tape, held: Slots, kv_dtype: object) -> Mapping[int, Mappi
     return found
 
 
-def some_layers(tape: Tape, chosen: frozenset[int]) -> Iterator[Cache]:
+def caches(tape: Tape, held: Slots) -> Iterator[Cache]:
+    """The caches of the language model.
+
+    Without flash attention values are transposed, and as wide in all layers as in the widest: in those too that have no attention, where
+    the model keeps no states (llama-kv-cache.cpp, TAG_V_CACHE_VARIABLE).
+    """
+    found = text_caches(tape)
+    widest = max((cache for cache in found if cache.side == "v"), key=lambda cache: numel(cache.shape), default=None)
+    if widest is None or not held.padded_values:
+        yield from found
+        return
+    for cache in found:
+        yield replace(cache, shape=widest.shape) if cache.side == "v" else cache
+    depth = {layer for weight in tape.weights if weight.tower is None for layer in weight.layers or ()}
+    idle = depth - {layer for weight in tape.weights if weight.part == "attention" for layer in weight.layers or ()}
+    if idle and not any(cache.side == "state" for cache in found):
+        yield replace(widest, layers=tuple(sorted(idle)))
+
+
+def some_layers(tape: Tape, held: Slots, chosen: frozenset[int]) -> Iterator[Cache]:
     """The caches of the `chosen` layers."""
-    for cache in text_caches(tape):
+    for cache in caches(tape, held):
         layers = tuple(layer for layer in cache.layers if layer in chosen)
         if layers:
             yield replace(cache, layers=layers)

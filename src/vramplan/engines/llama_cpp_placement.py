@@ -1,16 +1,17 @@
 """Which device holds which tensor: -ngl, -ts, -sm, -ot, --n-cpu-moe.
 
-Devices are numbered from 0 in the order that llama.cpp finds them; the host comes last. Source: llama.cpp 0.5.0 `llama_model_base::load_tensors`
-(layers by the running sum of the splits; the input layer on the host, the output as one more layer), `llama_model_loader::create_tensor`
-(overrides by the first pattern found in the name), `common/common.h` (LLM_FFN_EXPS_REGEX). It knows layers and tensors' names, no sizes.
+Devices are numbered from 0 in the order that llama.cpp finds them; the host comes last. Source: llama.cpp 0.5.0 `src/llama-model.cpp`,
+load_tensors (layers by the running sum of the splits; the input layer on the host, the output as one more layer),
+`src/llama-model-loader.cpp`, create_tensor (overrides by the first pattern found in the name), `common/common.h` (LLM_FFN_EXPS_REGEX). It
+knows layers and tensors' names, no sizes.
 """
 
 from __future__ import annotations
 
 import re
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
 
@@ -32,7 +33,7 @@ class Placement:
     gpus: int
     on_gpu: int
     splits: Sequence[float]
-    overrides: Sequence[tuple[re.Pattern[str], int]] = field(default=())
+    overrides: Sequence[tuple[re.Pattern[str], int]] = ()
 
     @property
     def host(self) -> int:
@@ -53,8 +54,8 @@ class Placement:
         return self.host if entry else self.layer(self.layers if layer is None else layer)
 
 
-def placement(s: Scenario, layers: int, gpus: int, names: Callable[[], Sequence[str]]) -> Placement:
-    """What a scenario's flags say. Raises BadInput for a split, a pattern or a device that llama.cpp refuses, or that means nothing here."""
+def placement(s: Scenario, layers: int, gpus: int) -> Placement:
+    """What a scenario's flags say. Raises BadInput for a split, a pattern or a device that llama.cpp refuses."""
     asked = layers + 1 if s.gpu_layers is None or s.gpu_layers < 0 else s.gpu_layers
     shares = tuple(s.tensor_split or (1.0,) * gpus)
     if len(shares) > max(gpus, 1):
@@ -66,11 +67,11 @@ def placement(s: Scenario, layers: int, gpus: int, names: Callable[[], Sequence[
         shares = (1.0,) + (0.0,) * (gpus - 1)
     splits = [total / sum(shares) for total in accumulate(shares)] if gpus else []
     moe = [(re.compile(EXPERTS_OF.format(i=i)), gpus) for i in range(s.cpu_moe_layers or 0)]
-    given = [_override(text, gpus, names) for entry in s.override_tensor or () for text in entry.split(",")]
+    given = [_override(text, gpus) for entry in s.override_tensor or () for text in entry.split(",")]
     return Placement(layers=layers, gpus=gpus, on_gpu=asked if gpus else 0, splits=splits, overrides=(*given, *moe))
 
 
-def _override(text: str, gpus: int, names: Callable[[], Sequence[str]]) -> tuple[re.Pattern[str], int]:
+def _override(text: str, gpus: int) -> tuple[re.Pattern[str], int]:
     pattern, equals, device = text.rpartition("=")
     if not equals or not pattern:
         raise BadInput(f"override_tensor {text[:60]!r}: must be pattern=device, such as exps=CPU")
@@ -80,9 +81,9 @@ def _override(text: str, gpus: int, names: Callable[[], Sequence[str]]) -> tuple
         raise BadInput(f"override_tensor {text[:60]!r}: no regular expression ({error})") from None
     number = gpus if device in _HOSTS else int(m[1] or 0) if (m := _DEVICE.fullmatch(device)) else -1
     if not 0 <= number <= gpus or (number == gpus and device not in _HOSTS):
-        raise BadInput(f"override_tensor {text[:60]!r}: unknown buffer type {device[:20]!r}; there are CPU and {gpus} GPUs, CUDA0 the first")
-    if not any(found.search(name) for name in names()):
-        raise BadInput(f"override_tensor {text[:60]!r}: the pattern is in no tensor's name")
+        raise BadInput(
+            f"override_tensor {text[:60]!r}: unknown buffer type {device[:20]!r}; there are CPU and {gpus} GPUs, CUDA0 the first"
+        )
     return found, number
 
 
@@ -112,15 +113,19 @@ def _template(name: str, kind: str, where: str, rank: int) -> tuple[str, ...]:
     elif where == "ffn_down":
         base = (f"ffn_down{expert}",)
     elif where == "ffn_up":
-        gates = ("gate_proj", "w1", "gate", "wi_0")
-        joined = ("gate_up_proj", "input_linear", "fc1_gate", "Wi")
-        base = (f"ffn_gate{expert}", f"ffn_up{expert}") if leaf in joined and kind == "experts" else (
-            (f"ffn_gate{expert}",) if leaf in gates else (f"ffn_up{expert}",)
-        )  # fmt: skip
+        gate = leaf in ("gate_proj", "w1", "gate", "wi_0")
+        both = kind == "experts" and leaf in ("gate_up_proj", "input_linear")
+        base = (f"ffn_gate{expert}", f"ffn_up{expert}") if both else (f"ffn_{'gate' if gate else 'up'}{expert}",)
+        base = ("ffn_gate_up_exps",) if is_merged(name) else base
     else:
         base = (leaf,)
     layer = "blk.{i}." if "{i}" in name else ""
     return tuple(f"{layer}{part}.{end}" for part in base)
+
+
+def is_merged(name: str) -> bool:
+    """Whether conversion keeps the experts' gate and up as one tensor: where the experts are the layer's own, beside its MLP."""
+    return ".{i}.experts.gate_up_proj" in name
 
 
 def file_names(weight: Weight, layer: int | None) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 OFFLOADED = 32
-"""Rows from which on a GPU takes an operation over weights in host memory: `op_offload_min_batch_size` of ggml-cuda, ggml-vulkan, ggml-metal."""
+"""Rows from which on a GPU takes an operation over weights in host memory: `op_offload_min_batch_size` of ggml-cuda and ggml-vulkan."""
 COPIES = 4
 """Of each input where devices work in a pipeline: GGML_SCHED_MAX_COPIES."""
 ALIGNMENT = 128
@@ -23,8 +23,8 @@ ALIGNMENT = 128
 class Node:
     """A tensor: what an operation computes from `reads`, or a `leaf` (weight, cache, input), or a view of another one.
 
-    `nbytes` are those that its buffer gives it; `rows` tell whether a GPU takes the operation when its weights are in host memory. It may be
-    computed over one of what it reads (`inplace`). `device` counts GPUs from 0, the host is the last; None is left to the scheduler. An
+    `nbytes` are those that its buffer gives it; `rows` tell whether a GPU takes the operation when its weights are in host memory. It may
+    be computed over one of what it reads (`inplace`). `device` counts GPUs from 0, the host is the last; None is left to the scheduler. An
     `output` is never freed.
     """
 
@@ -165,8 +165,7 @@ def allocate(first: Sequence[Node], steps: Sequence[Step], host: int) -> list[in
         if node.inplace:
             for read in node.reads:
                 if reusable(node, read):
-                    node.at = root(read).at
-                    root(read).own = False
+                    node.at, read.own = read.at, False
                     return
         node.at = planned[node.device].take(aligned(node.nbytes))
 
@@ -193,11 +192,9 @@ def allocate(first: Sequence[Node], steps: Sequence[Step], host: int) -> list[in
 
 
 def reusable(node: Node, read: Node) -> bool:
-    """Whether `node` may be computed over `read`: of one size, on one device, with no other reader."""
-    under = root(read)
-    if not under.own or under.output or under.device != node.device or read.nbytes != node.nbytes or read.children != 1 or read.views:
-        return False
-    return read is under or (under.views == 1 and under.children == 0)
+    """Whether `node` may be computed over `read`: no view, of one size, on one device, with no other reader."""
+    alone = read.own and not read.output and read.children == 1 and not read.views
+    return alone and read.device == node.device and read.nbytes == node.nbytes
 
 
 def aligned(nbytes: int) -> int:

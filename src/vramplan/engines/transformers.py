@@ -54,7 +54,8 @@ def account(job: Job) -> Account:
     prompt = job.prompt(context)
     version = s.engine_version or VERSION
     logits: Literal["last", "all-fp32"] = "last" if release(version) >= LAST_LOGITS else "all-fp32"
-    kernels = Kernels(attention="eager" if s.attention == "eager" else "sdpa", logits=logits)
+    softmax: Literal["copied", "fused"] = "fused" if job.dtype == "fp16" else "copied"
+    kernels = Kernels(attention="eager" if s.attention == "eager" else "sdpa", logits=logits, softmax=softmax)
 
     prefill = job.tape(sequences=sequences, tokens=prompt, kernels=kernels, itemsize=job.itemsize)
     decode = job.tape(sequences=sequences, tokens=1, past=context - 1, kernels=kernels, itemsize=job.itemsize)

@@ -3,22 +3,28 @@
 The budget is gpu_memory_utilization × the GPU's memory; cache pool = budget − weights − activation peak − non-torch memory (− CUDA graphs
 since 0.21). It fits if the pool holds one sequence of the longest length, which is what vLLM checks when it starts. Sources:
 `gpu_worker.py`, `gpu_model_runner.py` (vllm.v1.worker), `kv_cache_utils.py` (vllm.v1.core), and 60 start-up logs of vLLM 0.19.0 on H100
-(jgchn/llm-d-planner, commit d3121e0). What it does not know: several GPUs, LoRA slots, speculative drafts, images in the profile run, V0.
+(jgchn/llm-d-planner, commit d3121e0). Each rank of a tensor-parallel group has its share of weights, cache and activations; ranks of a
+pipeline differ by their layers. What it does not know: data parallelism, LoRA slots, speculative drafts, images in the profile run, V0.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from math import ceil
 
+from ..dim import numel
 from ..errors import BadInput, Unknown
 from ..ledger import Item, Moment
-from ..tape import Cache, Kernels, numel
+from ..tape import Cache, Kernels, Tape
 from ..units import GiB, gib
-from .job import MANY, Account, Job, release
+from .job import MANY, Account, Device, Job, release
 from .lines import SERVING, cache_items, cache_nbytes, counted, kv_type, text_caches, weight_items
+from .ranks import SPLITS, Ranks, ranks
 
 NAMES = ("vllm",)
-ABOUT = "V1 (0.11 and later) on one GPU: pool, pages, windows, hybrid groups; not: several GPUs, LoRA slots, drafts, images when profiling"
+ABOUT = (
+    "V1 (0.11 and later): pool, pages, windows, hybrid groups; TP, PP, EP; not: data parallelism, LoRA slots, drafts, images when profiling"
+)
 VERSION = "0.21.0"
 OLDEST = (0, 11)
 GRAPHS_COUNTED = (0, 21)
@@ -29,10 +35,15 @@ UTILIZATION = 0.9
 """`gpu_memory_utilization`'s default: vllm/config/cache.py."""
 BLOCK = 16
 """Tokens per page on CUDA: vllm/config/cache.py `DEFAULT_BLOCK_SIZE`."""
-NON_TORCH = GiB // 4
-"""Growth of the device's use that torch does not see: 0.24–0.46, median 0.25 GiB in 43 logs of 0.19.0 with one H100."""
+NON_TORCH = ((1, GiB // 4), (2, 209 * GiB // 100), (4, 217 * GiB // 100))
+"""Growth of the device's use that torch does not see, from so many tensor-parallel ranks on. Medians of logs of 0.19.0 on H100: 0.24–0.46
+(43 with one), 2.06–2.11 (10 with two), 2.13–2.21 GiB (5 with four: NCCL's and the custom all-reduce's buffers)."""
+PIPELINED = 7 * GiB // 100
+"""The same on a stage of a pipeline without tensor parallelism: 0.07 GiB in 2 logs of 0.19.0."""
 CONTEXT = 548 * GiB // 1024
 """Already taken when vLLM starts (CUDA context): 0.51 GiB in llm-d-planner's H100 logs, with one GPU."""
+CONTEXT_AND_NCCL = 3 * GiB // 2
+"""With several: about 1.5 GiB in the same logs."""
 GRAPHS = 91 * GiB // 100
 """51 piecewise and the full decode graphs: 0.67–1.84, median 0.91 GiB in 43 logs of 0.19.0 with one H100. Not derived from the model."""
 KV_TYPES = ("bf16", "fp16", "fp32", "fp8")
@@ -51,14 +62,22 @@ def account(job: Job) -> Account:
     context = job.context(default=job.model.context_length or 8192)
     utilization = s.gpu_memory_utilization or UTILIZATION
 
-    tape = job.tape(sequences=1, tokens=batched, kernels=KERNELS, itemsize=job.itemsize)
-    activations = _activations(tape.peak(), job, max_seqs, batched, running)
+    whole = job.tape(sequences=1, tokens=batched, kernels=KERNELS, itemsize=job.itemsize)
+    split = ranks(job, whole, "vLLM")
+    activations = _activations(split.tape.peak(), job, max_seqs, batched, running)
     graphs = 0 if s.eager else GRAPHS
-    fixed = [*weight_items(job, tape, SERVING), activations, *_shapeless(graphs, inside=running >= GRAPHS_COUNTED)]
-    request = [*_request_items(text_caches(tape), context, batched, s.kv_dtype, job.dtype)]
+    shapeless = _shapeless(graphs, split, inside=running >= GRAPHS_COUNTED)
+    stages = []
+    for tape in split.stages:
+        fixed = [*weight_items(job, tape, SERVING), *_rotary(job, whole), activations, *shapeless]
+        stages.append((fixed, _request_items(text_caches(tape), context, batched, s.kv_dtype, job.dtype)))
+    worst = max(range(len(stages)), key=lambda stage: sum(item.nbytes for items in stages[stage] for item in items))
+    fixed, request = stages[worst]
     account = Account(
-        tape=tape,
+        tape=whole,
         items=[*fixed, *request],
+        rank=worst * split.tensor,
+        count=split.tensor,
         filled={
             "engine_version": version,
             "sequences": max_seqs,
@@ -67,20 +86,33 @@ def account(job: Job) -> Account:
             "gpu_memory_utilization": utilization,
             "eager": bool(s.eager),
         },
-        facts={"activation_peak": activations.nbytes, "non_torch": NON_TORCH, "cuda_graphs": graphs},
+        facts={"activation_peak": activations.nbytes, "non_torch": _non_torch(split), "cuda_graphs": graphs},
         assumptions=[
             f"vLLM {version}, at most {counted(max_seqs, 'sequence')} and {batched:,} tokens per pass, {utilization:g} of the GPU",
+            *split.assumed,
             *_context_assumed(job, context),
         ],
     )
     if job.gpu is not None:
         _fill_pool(account, job.gpu.usable, int(utilization * job.gpu.usable), fixed, sum(item.nbytes for item in request), context)
+    account.others = [
+        Device(rank=stage * split.tensor, count=split.tensor, gpu=job.gpu, room=account.room, items=[*items, *pages])
+        for stage, (items, pages) in enumerate(stages)
+        if stage != worst
+    ]
     return account
+
+
+def _non_torch(split: Ranks) -> int:
+    """What torch does not see, by the number of tensor-parallel ranks."""
+    if split.tensor == 1 < len(split.stages):
+        return PIPELINED
+    return next(nbytes for least, nbytes in reversed(NON_TORCH) if split.tensor >= least)
 
 
 def _checked(job: Job, version: str) -> tuple[int, int]:
     """The release. Raises BadInput and Unknown as vLLM itself would refuse, and for what is not estimated."""
-    job.refuse(*MANY)
+    job.refuse(*(key for key in MANY if key not in SPLITS))
     job.refuse_formats("mlx", "exl2", "exl3")
     job.kv_types(*KV_TYPES)
     if job.gpu is not None and job.gpu.vendor == "apple":
@@ -91,15 +123,37 @@ def _checked(job: Job, version: str) -> tuple[int, int]:
     return running
 
 
-def _shapeless(graphs: int, *, inside: bool) -> list[Item]:
+def _rotary(job: Job, tape: Tape) -> list[Item]:
+    """Cosines and sines of every position, whole on each rank and part of what vLLM logs as weights: [max_position, rotated] each.
+
+    Twice where local layers have their own, and for four times as many positions where these are multimodal. Source: vLLM 0.21
+    layers/rotary_embedding/base.py `_compute_cos_sin_cache`, mrope.py `cache_max_position_num`.
+    """
+    text = job.model.text
+    rope = text.get("rope_parameters") or text.get("rope_scaling")
+    tables = (2 if "rope_local_base_freq" in text else 1) * (4 if isinstance(rope, Mapping) and "mrope_section" in rope else 1)
+    positions, width = _size(text, "max_position_embeddings") or job.model.context_length or 0, sum(tape.rotated)
+    nbytes = tables * positions * width * job.itemsize
+    why = f"{tables} × {positions:,} positions × {width} × {job.itemsize} B"
+    source = "vLLM 0.21 layers/rotary_embedding/base.py"
+    return [Item(path=("weights", "rotary table"), nbytes=nbytes, alive=SERVING, why=why, source=source)]
+
+
+def _shapeless(graphs: int, split: Ranks, *, inside: bool) -> list[Item]:
     """What has no shape: memory that torch does not see, CUDA graphs (`inside` the budget or not), the context."""
-    source = "43 start-up logs of vLLM 0.19.0 on H100: 0.24–0.46, median 0.25 GiB"
-    other = Item(path=("non-torch",), nbytes=NON_TORCH, alive=SERVING, why="NCCL, cuBLAS and kernels, one GPU", source=source)
+    source = "start-up logs of vLLM 0.19.0 on H100: a median by the number of ranks"
+    other = Item(path=("non-torch",), nbytes=_non_torch(split), alive=SERVING, why="NCCL, cuBLAS and kernels", source=source)
     where, alive = "budget" if inside else OUTSIDE, frozenset({Moment.DECODE})
     source = "43 start-up logs of vLLM 0.19.0 on H100: 0.67–1.84, median 0.91 GiB; counted in the budget since 0.21"
     captured = Item(path=("cuda graphs", where), nbytes=graphs, alive=alive, why="a median, not derived", source=source)
     source = "0.51 GiB in vLLM's starting snapshot on H100; about 0.3 GiB on consumer cards"
-    context = Item(path=("cuda context", OUTSIDE), nbytes=CONTEXT, alive=SERVING, why="one process", source=source)
+    context = Item(
+        path=("cuda context", OUTSIDE),
+        nbytes=CONTEXT if split.count == 1 else CONTEXT_AND_NCCL,
+        alive=SERVING,
+        why="one process",
+        source=source,
+    )
     return [other, captured, context]
 
 

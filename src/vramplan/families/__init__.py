@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from importlib import import_module
 
+from ..dim import Dim
 from ..discovery import declared
 from ..errors import Unknown, nearest
-from ..tape import Dim, Tape
+from ..tape import Tape
 from .config import Config
 
 __all__ = ["Config", "encoder", "forward_of", "model_types", "walk"]
@@ -41,7 +42,7 @@ def walk(tape: Tape, raw: Mapping[str, object], name: str = "config") -> Tape:
     text = config.sub("text_config") if config.has("text_config") else config
     tape.attention_dropout = text.share("attention_dropout")
     if tape.kernels.rotary == "cached":
-        tape.positions = int(text.size("max_position_embeddings", 2048))
+        tape.positions = int(text.size("max_position_embeddings", tape.positions or 2048))
     forward_of(config.text("model_type"))(tape, config)
     return tape
 

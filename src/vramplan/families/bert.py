@@ -10,10 +10,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..dim import Dim
 from ..errors import BadInput, nearest
 from ..ops import activation, add, attention, dropout, embed, layer_norm, linear
 from ..ops.logits import all_logits
-from ..tape import Dim, Kind, Tape, Tensor, Weight
+from ..tape import Kind, Tape, Tensor, Weight
 from .config import Config
 from .dense import Sizes, renamed, sizes
 
@@ -68,7 +69,7 @@ def forward(t: Tape, c: Config) -> None:
 
     with t.module("" if task == "Model" else names.prefix):
         x, tokens = embeddings(t, c, s, types=kind not in ("mpnet", "distilbert"))
-        x = dropout(t, x, dropped)
+        x = t.hold(dropout(t, x, dropped))
         if kind == "mpnet":
             t.untold = "the bias of relative positions, a tensor [b, heads, s, s] that attention adds and that trains,"
             t.weight("encoder.relative_attention_bias.weight", (c.size("relative_attention_num_buckets", 32), s.heads), "embed")
@@ -119,7 +120,7 @@ def layer(t: Tape, x: Tensor, s: Sizes, names: Names, dropped: tuple[float, floa
         q, k, v = (linear(t, x, name, s.hidden, bias=True) for name in names.qkv)
         y = attention(t, q, k, v, heads=s.heads, kv_heads=s.heads, past=False, masked=False, upcast=False)
         y = dropout(t, linear(t, y, names.out, s.hidden, bias=True), dropped[0])
-    x = layer_norm(t, add(t, y, x), names.attention_norm)
+    x = t.hold(layer_norm(t, add(t, y, x), names.attention_norm))
     with t.module("", x, part="mlp"):
         y = activation(t, linear(t, x, names.mlp[0], s.ffn, bias=True))
         y = dropout(t, linear(t, y, names.mlp[1], s.hidden, bias=True), dropped[1])

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Literal
 
+from ..dim import Dim
 from ..ops import add, attention, experts, gated, linear, multiply, rms_norm, rope, route
 from ..ops.activations import activate
-from ..tape import Dim, Tape, Tensor
+from ..ops.fused_lora import lora_mlp
+from ..tape import Tape, Tensor
 from .checks import multiple
 from .config import Config
 
@@ -44,8 +46,20 @@ def self_attention(
         v = linear(t, x, names[2], kv_heads * head_dim, bias=bias)
         if qk_norm:
             q, k = rms_norm(t, q, "q_norm", width=head_dim), rms_norm(t, k, "k_norm", width=head_dim)
-        sizes = {"heads": heads, "kv_heads": kv_heads, "head_dim": head_dim}
-        y = grouped_attention(t, q, k, v, **sizes, window=window, rotary=rotary, cached=cached, masked=masked, mask=mask)
+        y = grouped_attention(
+            t,
+            q,
+            k,
+            v,
+            heads=heads,
+            kv_heads=kv_heads,
+            head_dim=head_dim,
+            window=window,
+            rotary=rotary,
+            cached=cached,
+            masked=masked,
+            mask=mask,
+        )
         return linear(t, y, names[3], x.shape[-1], bias=out_bias)
 
 
@@ -75,9 +89,22 @@ def grouped_attention(
         q, k = rope(t, q, "q", head_dim), rope(t, k, "k", head_dim)
     if cached:
         cache_kv(t, kv_heads, head_dim, window=window)
-    sizes = {"heads": heads, "kv_heads": kv_heads, "window": window}
-    variants = {"sdpa": sdpa, "capped": capped, "masked": masked, "upcast": upcast, "by_head": rotary == "joined"}
-    return attention(t, q, k, v, **sizes, past=cached, mask=mask, **variants)
+    return attention(
+        t,
+        q,
+        k,
+        v,
+        heads=heads,
+        kv_heads=kv_heads,
+        window=window,
+        past=cached,
+        sdpa=sdpa,
+        capped=capped,
+        masked=masked,
+        mask=mask,
+        upcast=upcast,
+        by_head=rotary == "joined",
+    )
 
 
 def cache_kv(t: Tape, kv_heads: int, head_dim: int, v_dim: int | None = None, window: int | None = None) -> None:
@@ -97,6 +124,8 @@ def gated_mlp(
 ) -> Tensor:
     """SwiGLU and its like: [b, s, hidden] -> [b, s, hidden]."""
     with t.module(module, x, part="mlp"):
+        if t.kernels.adapters == "fused":
+            return lora_mlp(t, x, ffn, names)
         return linear(t, gated(t, x, names[0], names[1], ffn, bias=bias), names[2], x.shape[-1], bias=bias)
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 
+from ..dim import Dim
 from ..errors import BadInput
-from ..tape import Dim
 from .config import Config
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeVar
 
+from ..dim import Dim
 from ..errors import BadInput
-from ..tape import Dim
 
 K = TypeVar("K")
 

@@ -5,8 +5,9 @@ The checkpoint stores all experts' matrices as one [experts · ffn, hidden]; the
 
 from __future__ import annotations
 
+from ..dim import Dim
 from ..ops import add, attention, dropout, embed, experts, head, layer_norm, linear, rope, route
-from ..tape import Dim, Tape, Tensor
+from ..tape import Tape, Tensor
 from .blocks import cache_kv
 from .checks import at_most, multiple
 from .config import Config

@@ -9,10 +9,11 @@ some FP8 copies call the same model. Its MTP layer isn't loaded. Sizes and order
 
 from __future__ import annotations
 
+from ..dim import Dim, numel
 from ..errors import BadInput
 from ..ops import add, attention, embed, experts, gated, head, linear, rms_norm, rope, route
 from ..ops.indexer import index_scores
-from ..tape import Dim, Tape, Tensor, numel
+from ..tape import Tape, Tensor
 from .checks import multiple
 from .config import Config, groups
 

@@ -6,9 +6,10 @@ token by token. It has no cache that grows: a layer keeps the last columns of th
 
 from __future__ import annotations
 
+from ..dim import Dim
 from ..ops import activation, causal_conv, gated_delta_rule, linear
 from ..ops.norm_fp32 import gated_rms_norm
-from ..tape import Dim, Tape, Tensor
+from ..tape import Tape, Tensor
 
 
 def gated_delta_net(

@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from ..dim import Dim
 from ..ops import activation, dropout, gated, linear, multiply
 from ..ops.pointwise import act_and_multiply
-from ..tape import Dim, Tape, Tensor
+from ..tape import Tape, Tensor
 from .blocks import grouped_attention
 from .checks import multiple
 from .config import Config
@@ -113,11 +114,26 @@ def attend(
     rotary: bool | Literal["joined"] = True,
     cached: bool = True,
     capped: bool = False,
+    mask: Tensor | None = None,
     upcast: bool = True,
 ) -> Tensor:
     """Rotate q and k, append k and v to the cache, attend: -> [b, s, heads·head_dim]. Soft-`capped` scores are none of sdpa's."""
-    sizes = {"heads": s.heads, "kv_heads": s.kv_heads, "head_dim": s.head_dim}
-    return grouped_attention(t, q, k, v, **sizes, window=window, rotary=rotary, cached=cached, sdpa=not capped, capped=capped, upcast=upcast)
+    return grouped_attention(
+        t,
+        q,
+        k,
+        v,
+        heads=s.heads,
+        kv_heads=s.kv_heads,
+        head_dim=s.head_dim,
+        window=window,
+        rotary=rotary,
+        cached=cached,
+        sdpa=not capped,
+        capped=capped,
+        mask=mask,
+        upcast=upcast,
+    )
 
 
 def fused_mlp(

@@ -5,8 +5,9 @@ The router works in fp32, with a correction bias that transformers counts as a p
 
 from __future__ import annotations
 
+from ..dim import Dim
 from ..ops import add, embed, experts, head, rms_norm, route
-from ..tape import Dim, Tape, Tensor
+from ..tape import Tape, Tensor
 from .blocks import gated_mlp, head_dim, self_attention
 from .checks import multiple
 from .config import Config, groups

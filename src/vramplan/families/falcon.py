@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from ..dim import Dim
 from ..ops import add, dropout, embed, head, layer_norm, linear
-from ..tape import Dim, Tape
+from ..tape import Tape
 from .blocks import plain_mlp
 from .config import Config
 from .dense import attend, project, renamed, sizes

@@ -6,9 +6,10 @@ Unusual: so every layer has both a cache that grows and a state of fixed size. T
 
 from __future__ import annotations
 
+from ..dim import Dim
 from ..ops import add, embed, head, rms_norm
 from ..ops.scale import scale
-from ..tape import Dim, Tape
+from ..tape import Tape
 from .blocks import gated_mlp, head_dim, self_attention
 from .checks import multiple
 from .config import Config

@@ -8,16 +8,17 @@ EmbeddingGemma is the text model without a causal mask, and so without a cache.
 
 from __future__ import annotations
 
+from ..dim import Dim
 from ..ops import add, embed, head, linear
 from ..ops.norm_fp32 import rms_norm_fp32
 from ..ops.scale import scale
-from ..tape import Dim, Tape, Tensor
+from ..tape import Tape, Tensor
 from .blocks import gated_mlp, grouped_attention
 from .checks import multiple
 from .config import Config, groups
 from .dense import every, windows
 from .vision import siglip
-from .vision_images import scatter
+from .vision_images import prefix_mask, scatter
 
 MODEL_TYPES = ("gemma3", "gemma3_text")
 
@@ -77,13 +78,6 @@ def layer_windows(c: Config) -> list[int | None]:
     return windows(c, window, every(n, period))
 
 
-def image_mask(t: Tape, window: int | None) -> Tensor | None:
-    """The mask of truth values by which the tokens of an image see each other, for kernels that take one; eager attention has one anyway."""
-    if not t.images or t.kernels.attention != "sdpa":
-        return None
-    return t.shared(f"mask {window or ''}", (t.sequences, t.tokens, t.tokens), itemsize=1)
-
-
 def self_attention(t: Tape, x: Tensor, c: Config, window: int | None) -> Tensor:
     """Grouped-query attention with norms on q and k: [b, s, hidden] -> [b, s, hidden]."""
     heads, kv_heads = c.size("num_attention_heads", 8, label="heads"), c.size("num_key_value_heads", 4, label="kv_heads")
@@ -95,6 +89,6 @@ def self_attention(t: Tape, x: Tensor, c: Config, window: int | None) -> Tensor:
         k = linear(t, x, "k_proj", kv_heads * d, bias=bias)
         v = linear(t, x, "v_proj", kv_heads * d, bias=bias)
         q, k = rms_norm_fp32(t, q, "q_norm", width=d), rms_norm_fp32(t, k, "k_norm", width=d)
-        mask = image_mask(t, window)
+        mask = prefix_mask(t, window)
         y = grouped_attention(t, q, k, v, heads=heads, kv_heads=kv_heads, head_dim=d, window=window, cached=causal, mask=mask)
         return linear(t, y, "o_proj", x.shape[-1], bias=bias)

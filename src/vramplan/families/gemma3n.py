@@ -8,11 +8,12 @@ shared layers, which nothing reads. Source: transformers 5.23 `models/gemma3n`; 
 
 from __future__ import annotations
 
+from ..dim import Dim
 from ..errors import BadInput
 from ..ops import activation, add, attention, embed, head, linear, rope
 from ..ops.norm_fp32 import rms_norm_fp32
 from ..ops.scale import scale, softcap
-from ..tape import Dim, Tape, Tensor
+from ..tape import Tape, Tensor
 from .blocks import cache_kv, gated_mlp
 from .checks import few, multiple
 from .config import Config, groups

@@ -9,11 +9,12 @@ of raw patches and waveforms. Defaults: transformers 5.23 `models/gemma4`, `mode
 
 from __future__ import annotations
 
+from ..dim import Dim
 from ..errors import BadInput
 from ..ops import activation, add, attention, embed, experts, head, layer_norm, linear, multiply, rope, route
 from ..ops.norm_fp32 import rms_norm_fp32
 from ..ops.scale import scale, softcap
-from ..tape import Dim, Tape, Tensor
+from ..tape import Tape, Tensor
 from .blocks import cache_kv, gated_mlp
 from .checks import at_most, few, multiple
 from .config import Config, groups

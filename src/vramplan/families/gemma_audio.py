@@ -8,10 +8,11 @@ what goes into and out of most linears (four buffers each). Source: transformers
 
 from __future__ import annotations
 
+from ..dim import Dim
 from ..errors import BadInput
 from ..ops import activation, add, attention, linear
 from ..ops.norm_fp32 import rms_norm_fp32
-from ..tape import Dim, Tape, Tensor
+from ..tape import Tape, Tensor
 from .checks import multiple
 from .config import Config
 

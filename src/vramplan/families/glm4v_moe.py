@@ -6,8 +6,9 @@ Defaults: Glm4vMoeTextConfig, Glm4vMoeVisionConfig (transformers 5.23 `models/gl
 
 from __future__ import annotations
 
+from ..dim import Dim
 from ..ops import activation, add, embed, head, layer_norm, linear, rms_norm
-from ..tape import Dim, Tape
+from ..tape import Tape
 from .blocks import gated_mlp, head_dim, moe, self_attention
 from .checks import at_most, multiple
 from .config import Config, groups

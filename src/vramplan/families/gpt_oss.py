@@ -6,8 +6,9 @@ The experts are stored as [in, out], gate and up interleaved in one matrix (in M
 
 from __future__ import annotations
 
+from ..dim import Dim
 from ..ops import add, embed, experts, head, linear, rms_norm, route
-from ..tape import Dim, Tape, Tensor
+from ..tape import Tape, Tensor
 from .blocks import grouped_attention
 from .checks import at_most, multiple
 from .config import Config, groups

@@ -7,9 +7,10 @@ Granite MoE; the smallest have attention only, and `num_local_experts` 0 means n
 
 from __future__ import annotations
 
+from ..dim import Dim
 from ..ops import add, embed, head, rms_norm
 from ..ops.scale import scale
-from ..tape import Dim, Tape
+from ..tape import Tape
 from .blocks import self_attention
 from .checks import at_most, multiple
 from .config import Config, groups

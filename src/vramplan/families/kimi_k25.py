@@ -6,8 +6,9 @@ config prefixes the tower's sizes with `vt_`.
 
 from __future__ import annotations
 
+from ..dim import Dim
 from ..ops import activation, add, attention, layer_norm, linear, rope
-from ..tape import Dim, Tape, Tensor
+from ..tape import Tape, Tensor
 from . import deepseek
 from .blocks import plain_mlp
 from .checks import multiple

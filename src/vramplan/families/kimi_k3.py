@@ -11,9 +11,10 @@ pytorch/torchtitan `models/kimi_k3`); with the routing bias the sum meets the pu
 
 from __future__ import annotations
 
+from ..dim import Dim, numel
 from ..errors import BadInput
 from ..ops import activation, add, attention, causal_conv, embed, experts, gated_delta_rule, head, linear, multiply, rms_norm, rope, route
-from ..tape import Dim, Tape, Tensor, numel
+from ..tape import Tape, Tensor
 from .blocks import gated_mlp, plain_mlp
 from .config import Config, groups
 from .kimi_k25 import size

@@ -1,15 +1,16 @@
 """LLaVA and Mistral 3: any text model behind CLIP's, SigLIP's or Pixtral's tower and a projector of two linears.
 
 Unusual: the checkpoint names the text model's weights `language_model.model…`, as if it had been saved alone. LLaVA takes a tower's hidden
-states, by default those before its last layer, and leaves the class token out. Mistral 3 merges 2 × 2 patches before the projector, and ties
-the head by default.
+states, by default those before its last layer, and leaves the class token out. Mistral 3 merges 2 × 2 patches before the projector, and
+ties the head by default.
 """
 
 from __future__ import annotations
 
+from ..dim import Dim
 from ..errors import BadInput, Unknown
 from ..ops import linear, rms_norm
-from ..tape import Dim, Tape, Tensor
+from ..tape import Tape, Tensor
 from . import forward_of
 from .config import Config
 from .vision import clip, pixtral, siglip, two_layer_projector
@@ -39,26 +40,34 @@ def forward(t: Tape, c: Config) -> None:
     defaults = MISTRAL3_TEXT if mistral and not text.raw else {}
     tied = c.flag("tie_word_embeddings", mistral) or (not mistral and text.flag("tie_word_embeddings"))
     text = Config({**defaults, **text.raw, "model_type": kind, "tie_word_embeddings": tied}, text.path)
-    hidden = text.size("hidden_size", label="hidden")
+    hidden, seer = text.size("hidden_size", label="hidden"), tower_kind(c, mistral)
 
     def images(x: Tensor) -> Tensor:
         with t.aside():
-            return scatter(t, x, projected(t, c, t.hold(tower(t, c, mistral)), hidden, mistral))
+            return scatter(t, x, projected(t, c, t.hold(tower(t, c, seer, mistral)), hidden, mistral))
 
     t.merging = images
     with t.module("language_model"):
         forward_of(kind)(t, text)
 
 
-def tower(t: Tape, c: Config, mistral: bool) -> Tensor:
-    """The hidden states that the projector gets: [images, patches, width]."""
+def tower_kind(c: Config, mistral: bool) -> str:
+    """The tower's `model_type`. Raises BadInput for one that is not described here."""
     vision = c.sub("vision_config")
     kind = vision.text("model_type", "pixtral" if mistral else "clip_vision_model")
     if kind not in TOWERS:
         raise BadInput(f"{vision.path}: 'model_type' is {kind[:60]!r}; vision towers known here are {', '.join(TOWERS)}")
+    return kind
+
+
+def tower(t: Tape, c: Config, kind: str, mistral: bool) -> Tensor:
+    """The hidden states that the projector gets: [images, patches, width]."""
+    vision = c.sub("vision_config")
     classed = c.text("vision_feature_select_strategy", "default") != "default"
     if t.images and kind == "siglip_vision_model" and not classed:
-        raise Unknown(f"{c.path}: 'vision_feature_select_strategy' leaves out a class token that SigLIP's tower does not have: not estimated")
+        raise Unknown(
+            f"{c.path}: 'vision_feature_select_strategy' leaves out a class token that SigLIP's tower does not have: not estimated"
+        )
     taken = taps(t, c, vision, mistral)
     with t.tower("vision", runs=t.images > 0), t.module("vision_tower"):
         if kind == "pixtral":
@@ -73,14 +82,16 @@ def taps(t: Tape, c: Config, vision: Config, mistral: bool) -> tuple[int, ...]:
     taken = tuple(given) if isinstance(given, list) else (given,)
     for tap in taken:
         if isinstance(tap, bool) or not isinstance(tap, int) or not -depth - 1 <= tap <= depth:
-            raise BadInput(f"{c.path}: 'vision_feature_layer' is {tap!r:.60}; the tower's hidden states are 0 to {depth}, or -1 for the last")
+            raise BadInput(
+                f"{c.path}: 'vision_feature_layer' is {tap!r:.60}; the tower's hidden states are 0 to {depth}, or -1 for the last"
+            )
     if not taken or (t.images and len(taken) > 1):
         raise Unknown(f"{c.path}: 'vision_feature_layer' names {len(taken)} layers: images are estimated for one")
     return taken
 
 
 def projected(t: Tape, c: Config, x: Tensor, hidden: Dim, mistral: bool) -> Tensor:
-    """[images, patches, width] -> [1, the images' tokens, hidden]; one that is a part of the tower's output, or comes of several, is copied."""
+    """[images, patches, width] -> [1, the images' tokens, hidden]; a part of the tower's output, without its class tokens, is copied."""
     several = c.raw.get("vision_feature_layer")
     with t.tower("vision", part="projector", runs=t.images > 0):
         with t.module("multi_modal_projector", x):

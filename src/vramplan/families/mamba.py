@@ -7,10 +7,11 @@ residual stream is in fp32 by default. The blocks below are Jamba's (mamba1), Fa
 
 from __future__ import annotations
 
+from ..dim import Dim
 from ..errors import BadInput
 from ..ops import activation, causal_conv, embed, head, linear, multiply, rms_norm, selective_scan
 from ..ops.norm_fp32 import gated_rms_norm
-from ..tape import Dim, Tape, Tensor
+from ..tape import Tape, Tensor
 from .checks import multiple
 from .config import Config
 

@@ -9,9 +9,11 @@ rotation, and a gate on its output.
 
 from __future__ import annotations
 
+from ..dim import Dim, numel
 from ..ops import activation, attention, layer_norm, linear, multiply, rms_norm, rope
 from ..ops.indexer import index_scores
-from ..tape import Dim, Tape, Tensor, Weight, numel
+from ..ops.linear import project
+from ..tape import Tape, Tensor, Weight
 from .config import Config
 
 
@@ -70,7 +72,10 @@ def expanded(t: Tape, q: Tensor, latent: Tensor, k_rope: Tensor, expansion: Weig
     keys = Dim(s + t.past, "keys") if t.past else s
     wide = (b, keys, m.heads * (m.nope + m.v))
     flops = 2 * numel(wide) * int(m.rank)
-    kv = t.op("kv_b_proj", (latent,), wide, weights=(expansion,), flops=flops, saves=(latent,))
+    if t.past:
+        kv = t.op("kv_b_proj", (latent,), wide, weights=(expansion,), flops=flops, saves=(latent,))
+    else:
+        kv = project(t, latent, "kv_b_proj", wide[-1], (expansion,))
     k = t.op("k", (kv, k_rope), (b, keys, m.heads * (m.nope + m.rope)))
     v = t.view(kv, (b, keys, m.heads * m.v))
     return attention(t, q, k, v, heads=m.heads, kv_heads=m.heads, window=topk, past=False)

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ..dim import Dim
 from ..ops import add, attention
-from ..tape import Dim, Tape, Tensor
+from ..tape import Tape, Tensor
 
 OUT = Dim(2048, "vision_hidden")
 TOKENS = Dim(256, "image_tokens")

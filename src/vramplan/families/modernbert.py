@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from ..dim import Dim
 from ..errors import BadInput, nearest
-from ..ops import activation, add, dropout, embed, layer_norm, linear
+from ..ops import activation, add, dropout, embed, layer_norm, linear, rope
 from ..ops.logits import all_logits
-from ..tape import Dim, Tape, Tensor
+from ..tape import Tape, Tensor
 from .config import Config, groups
 from .dense import attend, fused_mlp, qkv_width, sizes, split, windows
 
@@ -36,7 +37,8 @@ def forward(t: Tape, c: Config) -> None:
                 y = x if first else layer_norm(t, x, "attn_norm", bias=norm_bias)
                 with t.module("attn", y, part="attention"):
                     q, k, v = split(t, linear(t, y, "Wqkv", qkv_width(s), bias=bias), s)
-                    y = linear(t, attend(t, q, k, v, s, window=window, cached=False), "Wo", s.hidden, bias=bias)
+                    q, k = rotate(t, q, "q", s.head_dim), rotate(t, k, "k", s.head_dim)
+                    y = linear(t, attend(t, q, k, v, s, window=window, rotary=False, cached=False), "Wo", s.hidden, bias=bias)
                 x = add(t, x, dropout(t, y, t.attention_dropout))
                 y = layer_norm(t, x, "mlp_norm", bias=norm_bias)
                 x = add(t, x, fused_mlp(t, y, s.ffn, bias=c.flag("mlp_bias"), names=("Wi", "Wo"), dropped=c.share("mlp_dropout")))
@@ -53,6 +55,14 @@ def forward(t: Tape, c: Config) -> None:
     else:
         x = dropout(t, x, c.share("classifier_dropout"))
         linear(t, x, "classifier", c.size("num_labels", len(c.sub("id2label").raw) or 2, label="labels"), bias=True)
+
+
+def rotate(t: Tape, x: Tensor, name: str, head_dim: int) -> Tensor:
+    """Rotary positions, in fp32 until the result (transformers 5.23 `models/modernbert/modeling_modernbert.py`): same shape."""
+    if t.kernels.frames == "freed" or x.itemsize == 4:
+        return rope(t, x, name, head_dim)
+    wide = rope(t, t.op(f"{name}.float", (x,), x.shape, itemsize=4), name, head_dim)
+    return t.op(f"{name}.cast", (wide,), x.shape, itemsize=x.itemsize)
 
 
 def pool(t: Tape, x: Tensor, how: str) -> Tensor:

@@ -6,9 +6,10 @@ learned scalars and two constants per layer, which its checkpoints hold.
 
 from __future__ import annotations
 
+from ..dim import Dim
 from ..ops import add, embed, head, layer_norm, linear, rms_norm
 from ..ops.activations import activate
-from ..tape import Dim, Tape, Tensor
+from ..tape import Tape, Tensor
 from .config import Config
 from .dense import attend, project, sizes
 

@@ -7,9 +7,10 @@ Llama-3_3-Nemotron-Super-49B-v1. Sparsified layers are refused.
 
 from __future__ import annotations
 
+from ..dim import Dim
 from ..errors import BadInput
 from ..ops import add, embed, head, linear, rms_norm
-from ..tape import Dim, Tape, Tensor
+from ..tape import Tape, Tensor
 from .blocks import gated_mlp, head_dim, self_attention
 from .checks import multiple
 from .config import Config, groups

@@ -5,8 +5,9 @@ OLMoE norms before attention and MLP, FlexOlmo (as OLMo 2) after them.
 
 from __future__ import annotations
 
+from ..dim import Dim
 from ..ops import add, embed, head, linear, rms_norm
-from ..tape import Dim, Tape, Tensor
+from ..tape import Tape, Tensor
 from .blocks import grouped_attention, head_dim, moe
 from .checks import at_most, multiple
 from .config import Config

@@ -7,11 +7,12 @@ layers have no keys and values; they read those of the last layer of their kind 
 
 from __future__ import annotations
 
+from ..dim import Dim
 from ..errors import BadInput
 from ..ops import activation, add, linear, multiply
 from ..ops.norm_fp32 import rms_norm_fp32
 from ..ops.scale import scale
-from ..tape import Dim, Tape, Tensor
+from ..tape import Tape, Tensor
 from .config import Config
 from .dense import every
 

@@ -8,9 +8,10 @@ multi-token-prediction layer is shipped and not loaded.
 
 from __future__ import annotations
 
+from ..dim import Dim
 from ..ops import activation, add, attention, embed, experts, head, linear, multiply, rope, route
 from ..ops.norm_fp32 import rms_norm_fp32
-from ..tape import Dim, Tape, Tensor
+from ..tape import Tape, Tensor
 from .blocks import cache_kv, gated_mlp
 from .checks import at_most, layer_set, multiple
 from .config import Config, groups

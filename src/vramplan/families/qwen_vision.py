@@ -11,14 +11,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from ..dim import Dim
 from ..errors import BadInput
 from ..ops import activation, add, attention, layer_norm, linear, rms_norm
 from ..ops.scale import scale
-from ..tape import Dim, Picture, Tape, Tensor
+from ..tape import Picture, Tape, Tensor
 from .blocks import gated_mlp, plain_mlp
 from .checks import layer_set, multiple
 from .config import Config, groups
-from .vision_images import asked_of_inputs, count, pixel_values, rounded, scatter, see
+from .vision_images import asked_of_inputs, convolved, count, pixel_values, rounded, scatter, see
 
 Norm = Callable[[Tape, Tensor, str], Tensor]
 Mlp = Callable[[Tape, Tensor], Tensor]
@@ -31,7 +32,7 @@ PIXELS_3 = (256 * 256, 4096 * 4096)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Seen:
-    """What a tower hands over: the images' tokens [1, tokens, hidden], and for each layer of the text model that deepstack feeds as many."""
+    """What a tower hands over: the images' tokens [1, tokens, hidden], and as many for each text layer that deepstack feeds."""
 
     features: Tensor
     deep: tuple[Tensor, ...] = ()
@@ -58,7 +59,7 @@ def qwen2_vl_tower(t: Tape, c: Config) -> Seen:
     ffn, act = width * c.size("mlp_ratio", 4), c.text("hidden_act", "quick_gelu")
     with t.module("visual"):
         with t.tower("vision", runs=t.images > 0):
-            x = patch_embedding(t, c, width, patch=14, bias=False, pixels=PIXELS_2)
+            x = asked_of_inputs(t, patch_embedding(t, c, width, patch=14, bias=False, pixels=PIXELS_2))
             x.saved = 0  # the first block keeps it, as its input
             x = blocks(t, c, x, depth=32, norm=layer_norm, mlp=lambda t, y: plain_mlp(t, y, ffn, act=act), rotary=True)
         return Seen(features=merger(t, c, x, c.size("hidden_size", 3584), norm="ln_q", names=("mlp.0", "mlp.2")))
@@ -69,14 +70,14 @@ def qwen2_5_vl_tower(t: Tape, c: Config) -> Seen:
     width, ffn = c.size("hidden_size", 3584, label="vision_hidden"), c.size("intermediate_size", 3420, label="vision_ffn")
     with t.module("visual"):
         with t.tower("vision", runs=t.images > 0):
-            x = patch_embedding(t, c, width, patch=14, bias=False, pixels=PIXELS_2)
-            x = t.op("windows", (x,), x.shape)
+            x = asked_of_inputs(t, patch_embedding(t, c, width, patch=14, bias=False, pixels=PIXELS_2))
+            x = t.op("windows", (x,), x.shape, itemsize=x.itemsize)
             side = int(c.size("window_size", 112)) // int(c.size("patch_size", 14))
             mlp: Mlp = lambda t, y: gated_mlp(t, y, ffn, bias=True)  # noqa: E731
             x = blocks(t, c, x, depth=32, norm=rms_norm, mlp=mlp, rotary=True, window=side * side)
         x = merger(t, c, x, c.size("out_hidden_size", 3584), norm="ln_q", names=("mlp.0", "mlp.2"), kind=rms_norm)
         with t.tower("vision", part="projector", runs=t.images > 0):
-            return Seen(features=t.op("unwindowed", (x,), x.shape))
+            return Seen(features=t.op("unwindowed", (x,), x.shape, itemsize=x.itemsize))
 
 
 def qwen3_vl_tower(t: Tape, c: Config, *, deepstack: bool = True) -> Seen:
@@ -87,11 +88,14 @@ def qwen3_vl_tower(t: Tape, c: Config, *, deepstack: bool = True) -> Seen:
     with t.module("model.visual"):
         with t.tower("vision", runs=t.images > 0):
             x = positions(t, c, patch_embedding(t, c, width, patch=16, bias=True, pixels=PIXELS_3))
+            tapped = deepstack_layers(c) if deepstack else 0
+            t.hold(t.tensor("deepstack.features", (Dim(tapped), x.shape[1] // merged_patches(c), out)))  # while the last blocks run
             x = blocks(t, c, x, depth=27, norm=layer_norm, mlp=lambda t, y: plain_mlp(t, y, ffn, names=names, act=act), rotary=True)
         deep: list[Tensor] = []
-        if deepstack and (tapped := deepstack_layers(c)):
-            with t.layers("deepstack_merger_list", range(tapped), x) as y:
+        if tapped:
+            with t.layers("deepstack_merger_list", range(tapped), x, recomputed=False) as y:
                 deep = [merger(t, c, y, out, norm="norm", names=names, module="", shuffle_first=True)] * tapped
+                y.storage.saved = 0  # it is a block's output, which the block after it keeps
         return Seen(features=merger(t, c, x, out, norm="norm", names=names), deep=tuple(deep))
 
 
@@ -99,14 +103,13 @@ def positions(t: Tape, c: Config, x: Tensor) -> Tensor:
     """Learnt positions of a square grid, for each patch the weighted sum of the four that are nearest, in fp32."""
     width = x.shape[-1]
     table = t.weight("pos_embed.weight", (c.size("num_position_embeddings", 2304), width), "embed")
-    with t.module("", x):
-        ids = t.tensor("pos_embed.ids", (*x.shape[:-1], Dim(4)), itemsize=8)
-        found = t.op("pos_embed", (ids,), (*x.shape[:-1], Dim(4), width), weights=(table,), saves=(ids,))
-        nearness = t.tensor("pos_embed.weights", (*x.shape[:-1], Dim(4)), itemsize=4)
-        weighted = t.op("pos_embed.weighted", (found, nearness), found.shape, itemsize=4, saves=(nearness,), extra=(nearness,))
-        summed = t.hold(t.op("pos_embed.sum", (weighted,), x.shape, itemsize=4))
-        own = t.op("pos_embed.cast", (summed,), x.shape) if t.itemsize != 4 else summed
-        return t.op("positions", (x, own), x.shape)
+    ids = t.tensor("pos_embed.ids", (*x.shape[:-1], Dim(4)), itemsize=8)
+    found = t.op("pos_embed", (ids,), (*x.shape[:-1], Dim(4), width), weights=(table,), saves=(ids,))
+    nearness = t.tensor("pos_embed.weights", (*x.shape[:-1], Dim(4)), itemsize=4)
+    weighted = t.op("pos_embed.weighted", (found, nearness), found.shape, itemsize=4, saves=(nearness,), extra=(nearness,))
+    summed = t.hold(t.op("pos_embed.sum", (weighted,), x.shape, itemsize=4))
+    own = t.op("pos_embed.cast", (summed,), x.shape, itemsize=x.itemsize) if x.itemsize != 4 else summed
+    return t.op("positions", (x, own), x.shape, itemsize=x.itemsize)
 
 
 def deepstack_layers(c: Config) -> int:
@@ -131,8 +134,8 @@ def patch_embedding(t: Tape, c: Config, width: Dim, *, patch: int, bias: bool, p
     weights = [t.weight("patch_embed.proj.weight", (width, channels, frames, p, p), "conv")]
     if bias:
         weights.append(t.weight("patch_embed.proj.bias", (width,), "conv"))
-    values = pixel_values(t, (Dim(1), patches, pixel))
-    return asked_of_inputs(t, t.op("patch_embed", (values,), (Dim(1), patches, width), weights=tuple(weights), saves=(values,)))
+    values = t.hold(pixel_values(t, (Dim(1), patches, pixel)))
+    return convolved(t, values, "patch_embed", (Dim(1), patches, width), tuple(weights))
 
 
 def blocks(
@@ -199,6 +202,11 @@ def rotated(t: Tape, q: Tensor, k: Tensor, tables: list[Tensor]) -> tuple[Tensor
         return t.op("q.rope", (turned[0],), q.shape, itemsize=q.itemsize), t.op("k.rope", (turned[1],), k.shape, itemsize=k.itemsize)
 
 
+def merged_patches(c: Config) -> Dim:
+    """Patches that become one token: `spatial_merge_size`²."""
+    return c.size("spatial_merge_size", 2) * c.size("spatial_merge_size", 2)
+
+
 def merger(
     t: Tape,
     c: Config,
@@ -211,8 +219,8 @@ def merger(
     module: str = "merger",
     shuffle_first: bool = False,
 ) -> Tensor:
-    """`spatial_merge_size`² neighbouring patches become one token of the text model: [1, patches, width] -> [1, patches/4, out]."""
-    unit = c.size("spatial_merge_size", 2) * c.size("spatial_merge_size", 2)
+    """Neighbouring patches become one token of the text model: [1, patches, width] -> [1, patches/4, out]."""
+    unit = merged_patches(c)
     with t.tower("vision", part="projector", runs=t.images > 0), t.module(module, x):
         merged = (Dim(1), x.shape[1] // unit, x.shape[-1] * unit)
         x = t.view(kind(t, t.view(x, merged) if shuffle_first else x, norm), merged)

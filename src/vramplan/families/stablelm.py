@@ -5,8 +5,9 @@ With `use_parallel_residual` (12B, Japanese alpha) the MLP reads attention's nor
 
 from __future__ import annotations
 
+from ..dim import Dim
 from ..ops import add, dropout, embed, head, layer_norm, linear
-from ..tape import Dim, Tape, Tensor
+from ..tape import Tape, Tensor
 from .blocks import gated_mlp
 from .config import Config
 from .dense import Sizes, attend, project, sizes

@@ -7,9 +7,10 @@ loaded. Copies of its config without `text_config` name only the layers' kinds a
 
 from __future__ import annotations
 
+from ..dim import Dim
 from ..errors import BadInput
 from ..ops import activation, add, attention, embed, experts, head, layer_norm, linear, multiply, rms_norm, rope, route
-from ..tape import Dim, Tape, Tensor
+from ..tape import Tape, Tensor
 from .blocks import cache_kv, gated_mlp, plain_mlp
 from .checks import multiple
 from .config import Config, groups

@@ -7,9 +7,10 @@ v1.1 and Flan-T5 have a head of their own and a gated MLP. `T5EncoderModel` has 
 
 from __future__ import annotations
 
+from ..dim import Dim
 from ..ops import add, attention, embed, gated, head, linear, rms_norm
 from ..ops.activations import activate
-from ..tape import Dim, Tape, Tensor
+from ..tape import Tape, Tensor
 from .blocks import cache_kv
 from .config import Config, groups
 from .dense import Sizes, renamed, sizes

@@ -1,21 +1,22 @@
 """Vision towers shared by several families: CLIP, SigLIP, Pixtral. The projector behind a tower stands in its family's file.
 
 All are ViTs without a cache: patches by a strided convolution, learnt positions (CLIP, SigLIP) or rotary ones (Pixtral), attention without
-a mask. CLIP and SigLIP see images of one size; Pixtral any up to its own, those of a batch one after another in one sequence. Activations in
-a tower count only where images are used. Widths and depths by default are those of the configuration classes (transformers 5.23).
+a mask. CLIP and SigLIP see images of one size; Pixtral any up to its own, those of a batch one after another in one sequence. Activations
+in a tower count only where images are used. Widths and depths by default are those of the configuration classes (transformers 5.23).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
+from ..dim import Dim
 from ..errors import BadInput
 from ..ops import activation, add, layer_norm, linear, rms_norm
-from ..tape import Dim, Picture, Tape, Tensor
+from ..tape import Picture, Tape, Tensor
 from .blocks import gated_mlp, plain_mlp, self_attention
 from .checks import multiple
 from .config import Config
-from .vision_images import asked_of_inputs, count, pixel_values, see, shrunk, square
+from .vision_images import asked_of_inputs, convolved, count, passed, pixel_values, see, shrunk, square
 
 Sizes = tuple[Dim, Dim, Dim]
 
@@ -43,7 +44,7 @@ def patch_conv(t: Tape, c: Config, name: str, width: Dim, patches: Dim, side: Di
     if bias:
         weights.append(t.weight(f"{name}.bias", (width,), "conv"))
     pixels = pixel_values(t, (count(t), patches, kernel[1] * side * side))
-    return asked_of_inputs(t, t.op(name, (pixels,), (count(t), patches, width), weights=tuple(weights), saves=(pixels,)))
+    return asked_of_inputs(t, convolved(t, pixels, name, (count(t), patches, width), tuple(weights)))
 
 
 def encoder(t: Tape, name: str, x: Tensor, depth: int, taps: tuple[int, ...], layer: Callable[[Tensor], Tensor]) -> Tensor:
@@ -78,7 +79,7 @@ def encoder_layer(t: Tape, x: Tensor, heads: Dim, ffn: Dim, act: str = "gelu") -
 
 
 def clip(t: Tape, c: Config, taps: tuple[int, ...], classed: bool) -> Tensor:
-    """CLIPVisionModel's hidden state, with its class token first, if it is `classed`: positions, `pre_layrnorm` (so spelt in checkpoints)."""
+    """CLIPVisionModel's hidden state, if it is `classed` with its class token: positions, `pre_layrnorm` (so spelt in checkpoints)."""
     width, ffn, heads = sizes(c, 768, 3072, 12)
     patches, side = patch_grid(c, 224, 32)
     square(t, c.size("image_size", 224), side, patches + 1 if classed else patches)
@@ -89,7 +90,7 @@ def clip(t: Tape, c: Config, taps: tuple[int, ...], classed: bool) -> Tensor:
             both = (x.shape[0], patches + 1, width)
             x = t.op("class", (x,), both, weights=(t.weight("class_embedding", (width,), "norm"),))
             x = t.op("positions", (x,), both, weights=(t.weight("position_embedding.weight", (patches + 1, width), "embed"),))
-        x = layer_norm(t, x, "pre_layrnorm")
+        x = t.hold(layer_norm(t, x, "pre_layrnorm"))
         with t.module("encoder"):
             x = encoder(t, "layers", x, c.layers(default=12), taps, lambda x: encoder_layer(t, x, heads, ffn, act))
         with t.unused():
@@ -98,7 +99,7 @@ def clip(t: Tape, c: Config, taps: tuple[int, ...], classed: bool) -> Tensor:
 
 
 def siglip(t: Tape, c: Config, *, tokens: int | None = None, taps: tuple[int, ...] = ()) -> Tensor:
-    """SiglipVisionModel: what its last norm makes of all patches, or a hidden state of `taps`; an image is `tokens`, by default its patches.
+    """SiglipVisionModel: its last norm's result for all patches, or a hidden state of `taps`; an image is `tokens`, by default its patches.
 
     A pooling head stands behind it unless `vision_use_head` is false, of which nothing comes.
     """
@@ -110,7 +111,7 @@ def siglip(t: Tape, c: Config, *, tokens: int | None = None, taps: tuple[int, ..
         with t.module("embeddings"):
             x = patch_conv(t, c, "patch_embedding", width, patches, side, bias=True)
             table = t.weight("position_embedding.weight", (patches, width), "embed")
-            x = t.op("positions", (x,), x.shape, weights=(table,))
+        x = t.hold(t.op("embeddings.positions", (x,), x.shape, weights=(table,)))
         with t.module("encoder"):
             x = encoder(t, "layers", x, depth, taps or (depth,), lambda x: encoder_layer(t, x, heads, ffn, act))
         if not taps:
@@ -146,12 +147,11 @@ def pixtral(t: Tape, c: Config, taps: tuple[int, ...], merge: int) -> Tensor:
     grid = tall // int(side), wide // int(side)
     see(t, Picture(pixels=(3, tall, wide), grid=grid, tokens=grid[0] * grid[1] // merge**2))
     d = Dim(int(width) // int(heads), "vision_head_dim")
-    x = patch_conv(t, c, "patch_conv", width, Dim(grid[0] * grid[1], "patches"), side, bias=False)
+    x = t.hold(patch_conv(t, c, "patch_conv", width, Dim(grid[0] * grid[1], "patches"), side, bias=False))
     x = t.op("joined", (x,), (Dim(1), x.shape[0] * x.shape[1], width))
-    x = rms_norm(t, x, "ln_pre")
-    with t.module("", x):
+    with t.module("", x := rms_norm(t, x, "ln_pre")):
         with t.unused():
-            mask = t.hold(t.op("mask", (x,), (Dim(1), x.shape[1], x.shape[1])))
+            mask = passed(t, t.hold(t.op("mask", (x,), (Dim(1), x.shape[1], x.shape[1]))))
 
         def layer(x: Tensor) -> Tensor:
             y = rms_norm(t, x, "attention_norm")

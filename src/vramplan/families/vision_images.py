@@ -1,4 +1,4 @@
-"""Images among a sequence's tokens: what a processor makes of their size, how many tokens they are, and how they join the text's embeddings.
+"""Images among a sequence's tokens: what a processor makes of their size, how many tokens they are, how they join the text's embeddings.
 
 A model says by its `Picture` what one image is to it; the tape's `images` are that many in each sequence, all of one size. Which sizes a
 processor allows stands in a repository's preprocessor_config.json, which is not read: families give what their releases have.
@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import math
 
+from ..dim import Dim
 from ..errors import BadInput
-from ..tape import Dim, Picture, Tape, Tensor
+from ..ops.product import lowered
+from ..tape import Picture, Tape, Tensor, Weight
 
 FAR = 200
 """The most that an image may be longer than wide, or wider than long (`smart_resize`)."""
@@ -27,7 +29,9 @@ def see(t: Tape, picture: Picture) -> Picture:
     t.picture = picture
     tokens = t.images * picture.tokens
     if tokens > t.tokens:
-        raise BadInput(f"images {t.images}: {picture.tokens:,} tokens each, {tokens:,} together; a sequence has {int(t.tokens):,} with them")
+        raise BadInput(
+            f"images {t.images}: {picture.tokens:,} tokens each, {tokens:,} together; a sequence has {int(t.tokens):,} with them"
+        )
     return picture
 
 
@@ -78,6 +82,15 @@ def pixel_values(t: Tape, shape: tuple[int, ...]) -> Tensor:
     return t.op("pixel_values.cast", (pixels,), shape) if t.itemsize != 4 else pixels
 
 
+def convolved(t: Tape, pixels: Tensor, name: str, shape: tuple[int, ...], weights: tuple[Weight, ...]) -> Tensor:
+    """A convolution whose stride is its kernel: pixels, a patch in each row, -> `shape`. Backward keeps the pixels.
+
+    Under autocast both are cast down, as for a product of matrices (aten `autocast_mode.h`, AT_FORALL_LOWER_PRECISION_FP).
+    """
+    entry, casts = lowered(t, pixels, name), t.cast_weights(weights, kept=False)
+    return t.op(name, (entry,), shape, itemsize=t.autocast or t.itemsize, weights=weights, saves=(entry,), extra=casts)
+
+
 def asked_of_inputs(t: Tape, x: Tensor) -> Tensor:
     """`x`, a tower's patches: where inputs must need gradients (checkpointing over frozen layers), these must too, and are kept.
 
@@ -92,6 +105,19 @@ def asked_of_inputs(t: Tape, x: Tensor) -> Tensor:
 def inputs_asked(t: Tape) -> bool:
     """Whether gradients are asked of what stands before all layers."""
     return t.method is not None and t.method.inputs_need_gradients()
+
+
+def passed(t: Tape, x: Tensor) -> Tensor:
+    """`x`, which all layers are called with: those that are recomputed keep it, where inputs are asked for gradients."""
+    x.saved = max(x.saved, int(t.idle is None and inputs_asked(t)))
+    return x
+
+
+def prefix_mask(t: Tape, window: int | None) -> Tensor | None:
+    """The mask of truth values by which an image's tokens see each other, for kernels that take one; eager attention has one anyway."""
+    if not t.images or t.kernels.attention != "sdpa":
+        return None
+    return passed(t, t.shared(f"mask {window or ''}", (t.sequences, t.tokens, t.tokens), itemsize=1))
 
 
 def scatter(t: Tape, x: Tensor, features: Tensor) -> Tensor:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from ..tape import Dim, Tape, Tensor, numel
+from ..dim import Dim, numel
+from ..tape import Tape, Tensor
 from .linear import lowered
 from .pointwise import dropout
 from .workspaces import attention_backward
@@ -33,16 +34,16 @@ def attention(
     `utils/flop_counter.py`. `flash` and `sdpa` (which takes flash or efficient attention for half precision) keep q, k, v, the output and
     the log-sum-exp [b, heads, s] in fp32 (Dao 2023, arXiv:2307.08691); what they drop in training follows from the seed that they keep.
     Queries that lie head by head in memory (`by_head`: a torch.cat of rotated and unrotated parts) give an output that does too, which is
-    copied. `eager` is told at `_probabilities`. A model that torch's `sdpa` cannot run (`_supports_sdpa = False`: caps, sinks) takes `eager` in its place.
-    `inplace` (ggml without flash attention) has one fp32 tensor of scores, whose scale, mask and softmax are written over it, and a mask
-    [s, keys].
+    copied. `eager` is told at `_probabilities`. A model that torch's `sdpa` cannot run (`_supports_sdpa = False`: caps, sinks) takes
+    `eager` in its place. `inplace` (ggml without flash attention) has one fp32 tensor of scores, whose scale, mask and softmax are written
+    over it, and a mask [s, keys].
 
     A window narrower than the keys is a mask of truth values [b, s, keys] to sdpa, as a `mask` that is given is: with one it takes the
     efficient kernel, which gets keys and values repeated to all heads (transformers 5.23 `integrations/sdpa_attention.py`,
     use_gqa_in_sdpa; `masking_utils.py`, _ignore_causal_mask_sdpa). `flash` takes none. In fp32 sdpa takes that kernel too, and repeats them
     itself.
     """
-    wide = q.itemsize
+    wide, given = q.itemsize, k
     q, k, v = (lowered(t, x, f"{name}.{side}") for x, side in ((q, "q"), (k, "k"), (v, "v")))
     b, s = q.shape[0], q.shape[1]
     own = k.shape[1]
@@ -66,16 +67,15 @@ def attention(
         by_head = by_head or t.kernels.rope == "concatenated"
         if grouped and copied and t.kernels.attention == "sdpa":
             k, v = (_repeated(t, x, (b, keys, heads, width), f"{name}.{side}") for x, width, side in ((k, d, "k"), (v, dv, "v")))
+        elif grouped and mask and k is not given:
+            k = _repeated(t, k, (b, keys, heads, d), f"{name}.k")  # autocast's copy of a view that stands for all heads
         lse = t.tensor(f"{name}.lse", (b, heads, s), itemsize=4)
         kv = int(k.shape[2]) // int(d) if len(k.shape) == 3 else int(heads)
         sizes = {"batch": b, "heads": heads, "kv_heads": kv, "tokens": s, "keys": keys, "head_dim": d, "itemsize": q.itemsize}
         taken = attention_backward(**sizes, masked=mask is not None)
-        kept = (q, k, v, lse)
-        if mask:
-            kept = (*kept, _added(t, mask, b, q.itemsize, name))
-        y = t.op(
-            name, (q, k, v), out, itemsize=q.itemsize, flops=flops, saves=kept, saves_out=True, extra=(lse,), backward_workspace=taken
-        )
+        added = (_added(t, mask, b, q.itemsize, name),) if mask else ()
+        kept = (q, k, v, lse, *added)
+        y = t.op(name, (q, k, v), out, itemsize=q.itemsize, flops=flops, saves=kept, saves_out=True, extra=(lse,), backward_workspace=taken)
         by_head = by_head or (t.kernels.layout == "by head" and t.kernels.attention == "sdpa")
         return t.op(f"{name}.by_token", (y,), out, itemsize=y.itemsize) if by_head and t.kernels.frames == "held" else y
     with t.module("", q, k, v):

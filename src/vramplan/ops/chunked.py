@@ -5,7 +5,8 @@ So a set of logits is there all the time: the framework counts it (`held`), the 
 
 from __future__ import annotations
 
-from ..tape import Dim, Tape, Tensor, numel
+from ..dim import Dim, numel
+from ..tape import Tape, Tensor
 
 
 def held(logits: Tensor) -> int:
@@ -58,14 +59,14 @@ def split_cross_entropy(t: Tape, logits: Tensor) -> Tensor:
 def chunked_output_loss(t: Tape, logits: Tensor, *, chunks: int) -> Tensor:
     """Cross-entropy of logits [b, s, vocab] that the head made in `chunks` pieces of positions, each sent to fp32 by itself: -> [1].
 
-    All pieces' log-softmax is kept. A head that trains gets a gradient of each piece, added to that of those before.
+    All pieces' log-softmax is kept. A head that trains gets a gradient of each piece; the second is added to the first in a third tensor,
+    the others in place (seen on a CPU; `torch/csrc/autograd/input_buffer.cpp`).
     Source: torchtune 0.6.1 `modules/loss/ce_chunked_output_loss.py`, `modules/transformer.py` chunked_output.
     """
     every = held(logits)
     for op in t.ops:
-        for weight in op.weights:
-            if weight.kind == "head" or weight.tied:
-                op.backward_workspace += numel(weight.shape) * t.itemsize * (weight.trained and op.writes[0] is logits)
+        if op.writes[0] is logits:
+            op.backward_workspace += 2 * t.itemsize * sum(numel(weight.shape) for weight in op.weights if weight.trained)
     with t.module("loss"):
         log_softmax = t.tensor("log_softmax", logits.shape, itemsize=4)
         extra, piece = (log_softmax,), every // chunks

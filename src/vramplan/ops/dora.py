@@ -40,7 +40,8 @@ def _dora(t: Tape, x: Tensor, y: Tensor, weights: tuple[Weight, ...], adapter: A
             y = _again(t, x, full, weights[0], y.shape[-1])
         elif len(weights) > 1:
             y = t.op("unbiased", (y,), y.shape, itemsize=y.itemsize, passes=True)
-        direct = _scaled(t, "direct", scale, t.hold(y))
+        less = t.op("scale.less_one", (scale,), scale.shape, itemsize=scale.itemsize, passes=True)
+        direct = _scaled(t, "direct", less, t.hold(y))
         adapted = _scaled(t, "adapted", scale, high)
         adapted = t.op("scaled", (adapted,), adapted.shape, itemsize=adapted.itemsize)
         return t.op("both", (direct, adapted), direct.shape, itemsize=direct.itemsize, passes=True)
@@ -84,9 +85,12 @@ def _again(t: Tape, x: Tensor, full: Tensor | None, weight: Weight, out: int) ->
 
 
 def _scaled(t: Tape, name: str, scale: Tensor, x: Tensor) -> Tensor:
-    """scale [1, out] times x [..., out]. Backward keeps both; it makes two products of x's shape, of which one is summed to the scale's
-    gradient, and the other goes to x's precision.
+    """scale [1, out] times x [..., out]. Backward keeps x, and scale where x gets a gradient; it makes two products of x's shape, of which
+    one is summed to the scale's gradient, and the other goes to x's precision.
     """
     size = max(scale.itemsize, x.itemsize)
     once = x.nbytes // x.itemsize * size
-    return t.op(name, (scale, x), x.shape, itemsize=size, saves=(scale, x), backward_workspace=once * (1 + (x.itemsize != size)))
+    saves = (scale, x) if x.storage.grad else (x,)
+    y = t.op(name, (scale, x), x.shape, itemsize=size, saves=saves, backward_workspace=once * (1 + (x.itemsize != size)))
+    scale.spared = x.storage.late
+    return y

@@ -7,8 +7,9 @@ kernels; a bias of the head and statistics of one number per row are left out wh
 
 from __future__ import annotations
 
-from ..errors import BadInput
-from ..tape import Dim, Tape, Tensor, Weight, numel
+from ..dim import Dim, numel
+from ..errors import BadInput, Unknown
+from ..tape import Tape, Tensor, Weight
 
 
 def take_head(t: Tape) -> tuple[Tensor, Weight]:
@@ -69,35 +70,47 @@ def cut(t: Tape) -> Tensor:
         )
 
 
-def trl(t: Tape) -> Tensor:
-    """TRL's cross-entropy without logits: [b, s, hidden] -> [1].
+TOKENS, VOCABULARY = 4096, 32_768
+"""Tokens and columns of TRL's tile of logits, whatever the model has: TRL 1.16 `kernels/chunked_logprob.py` TOKEN_CHUNK_SIZE,
+`trainer/utils.py` _CHUNKED_LOGPROB_CHUNK_SIZE."""
 
-    The rows that have a label (all but each sequence's last) are copied and kept. Tiles of 4,096 rows × 32,768 tokens of the vocabulary are
-    computed in one buffer, forward and again backward, which sums both gradients in fp32 before it casts them.
-    Source: TRL 1.16 `kernels/chunked_logprob.py` ChunkedLogProbFunction, `trainer/utils.py` add_fused_lm_head.
+
+def trl(t: Tape, scored: int | None = None) -> Tensor:
+    """Log-probabilities of the last `scored` tokens of each sequence (all but its first) by TRL's fused head: hidden [b, s, hidden] -> [1].
+
+    The states that predict them are gathered and kept, [rows, hidden]. A tile of the logits at a time is made, forward and backward;
+    under autocast the states and the head are cast a tile at a time too, the next before the last is gone. The gradients of states and head
+    are summed in fp32 and then brought to their dtypes.
+    Source: TRL 1.16 `trainer/utils.py` add_fused_lm_head, `kernels/chunked_logprob.py` ChunkedLogProbFunction, where Triton is.
     """
-    hidden, weight = take_head(t)
-    _, width, vocab = _sizes(hidden, weight)
-    rows, size = int(hidden.shape[0]) * (int(hidden.shape[1]) - 1), t.autocast or hidden.itemsize
-    buffer = min(rows, 4096) * 32768 * size
-    low = width * size if size < hidden.itemsize else 0  # a tile's casts live until the next tile has its own
-    casts, weights = low * (min(rows, 4096) + min(max(rows - 4096, 0), 4096)), (min(vocab, 32768), min(max(vocab - 32768, 0), 32768))
-    sums = 4 * rows * width * (hidden.itemsize < 4) + 4 * vocab * width * (weight.trained and t.itemsize < 4)
+    hidden, head = take_head(t)
+    sequences, tokens, width = hidden.shape
+    rows = Dim(int(sequences) * (int(tokens) - 1 if scored is None else scored), "scored tokens")
+    size, stored = hidden.itemsize, 4 if head.dtype == "fp32" else t.itemsize
+    compute = t.autocast or size
+    states, matrix = numel((rows, width)), numel(head.shape) if head.trained else 0
+    block = min(int(rows), TOKENS)
+    tile = block * VOCABULARY * compute + (block * int(width) * compute if size != compute else 0)
+    columns = [min(VOCABULARY, left) for left in range(int(head.shape[0]), 0, -VOCABULARY)]
+    casts = [n * int(width) * compute if stored != compute else 0 for n in columns]
+    summing = sum(casts[:2]) if len(casts) > 1 else casts[0] * (2 if rows > TOKENS else 1)
+    bringing = casts[-1] + states * size * (size != 4) + matrix * stored * (stored != 4)
     with t.module("loss", hidden):
-        shape, full = (Dim(rows, "labelled rows"), Dim(width, "hidden")), rows * width * hidden.itemsize
-        labelled = t.hold(t.op("labelled", (hidden,), shape, itemsize=hidden.itemsize, backward_workspace=full))
-        lse = t.tensor("loss.lse", (Dim(rows, "rows"), Dim(2)), 4)
+        outer = (numel((sequences, int(tokens) - 1)) - rows) * int(width) * size
+        gathered = t.op("scored", (hidden,), (rows, width), itemsize=size, backward_workspace=outer)
+        kept = t.tensor("loss.statistics", (rows,), 16)
         return t.op(
-            "tiled",
-            (labelled,),
+            "log_probs",
+            (gathered,),
             (Dim(1),),
             itemsize=4,
-            weights=(weight,),
-            saves=(labelled, lse),
-            extra=(lse,),
+            weights=(head,),
+            flops=2 * states * int(head.shape[0]),
+            saves=(gathered, kept),
             always=True,
-            workspace=buffer + casts + low * weights[0] + 7 * 4 * rows,
-            backward_workspace=buffer + casts + low * sum(weights) + sums,
+            extra=(kept,),
+            workspace=tile + max(casts) + 7 * 4 * int(rows),
+            backward_workspace=4 * (states + matrix) + tile + max(summing, bringing) - states * size - matrix * stored,
         )
 
 
@@ -134,3 +147,54 @@ def _one_op(t: Tape, hidden: Tensor, weight: Weight, *, workspace: int) -> Tenso
             workspace=workspace,
             overwrites="kept",
         )
+
+
+TILE = 16384
+"""Columns that one program of Unsloth's loss reduces (`_SPLIT_COLS`)."""
+TILE_NBYTES = 256 << 20
+"""Most bytes of a tile of logits in its pass for frozen heads (`_BWD_TILE_BYTES`)."""
+SMALL_CARD = 24.5 * 2**30
+"""GPUs of at most so much memory always take that pass; others from 4,096 rows on (`_flash_min_rows_auto`)."""
+
+
+def unsloth(t: Tape, memory: int | None) -> Tensor:
+    """Unsloth's fused cross-entropy over a frozen head, on a GPU of `memory` bytes (None: more than 24 GB): [b, s, hidden] -> [1].
+
+    Logits are made in fp32, tile by tile of rows and vocabulary, beside an fp32 sum of the hidden states' gradient for a tile's rows; the
+    whole gradient is in their dtype, and scaled into a tensor of its own by the backward pass. Where there are fewer rows or tokens than
+    that pass wants, a chunk of rows has all its logits.
+    Source: Unsloth Zoo 2026.10.9 `fused_losses/fused_linear.py` _ce_impl, _tiled_forward, _tiled_layout, fused_linear_rows.
+    """
+    hidden, weight = take_head(t)
+    rows, width, vocab = _sizes(hidden, weight)
+    if weight.trained:
+        raise Unknown("engine 'unsloth': a head that trains is not estimated by this version")
+    splits, labelled = -(-vocab // TILE), rows - int(hidden.shape[0])
+    small = memory is not None and memory <= SMALL_CARD
+    if splits > 2 and (small or labelled >= 4096):
+        chunk = min(4096, labelled)
+        columns = max(TILE_NBYTES // (4 * chunk), TILE)
+        columns = min(TILE if small else columns // TILE * TILE, splits * TILE)
+        workspace = 4 * (chunk * columns + chunk * width + 8 * splits * chunk)
+    else:
+        chunk = min(max(_below(labelled * width // vocab), min(max(_below(512 * 151936 // vocab), 512), 4096)), 4096, labelled)
+        workspace = 4 * chunk * (-(-vocab // 8) * 8 + width)
+    with t.module("loss", hidden):
+        made = t.tensor("loss.grad_hidden", hidden.shape, hidden.itemsize)
+        extra, statistics = (made,), 16 * labelled
+        return t.op(
+            "fused",
+            (hidden,),
+            (Dim(1),),
+            itemsize=4,
+            weights=(weight,),
+            saves=extra,
+            extra=extra,
+            always=True,
+            workspace=workspace + statistics,
+        )
+
+
+def _below(n: int) -> int:
+    """The power of two at or below `n`, at least one."""
+    return 1 << (max(n, 1).bit_length() - 1)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from ..tape import Dim, Tape, Tensor, numel
+from ..dim import Dim, numel
+from ..tape import Tape, Tensor
 
 
 def index_scores(t: Tape, q: Tensor, k: Tensor, weights: Tensor | None, *, heads: Dim, keys: int, name: str = "indexer") -> Tensor:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from ..tape import Dim, Tape, Tensor
+from ..dim import Dim
+from ..tape import Tape, Tensor
 
 
 def layer_norm_fp32(t: Tape, x: Tensor, name: str, *, shape: tuple[int, ...] | None = None, weight: bool = True) -> Tensor:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ..tape import ORIGINAL, Dim, Kind, Tape, Tensor, Weight, numel
+from ..dim import Dim, numel
+from ..tape import ORIGINAL, Kind, Tape, Tensor, Weight
 from .dora import dora
+from .fused_lora import fused_lora
 from .lora import embedding, lora, routed
 from .lora_joined import in_chunks, joined
 from .packed import packed_product
@@ -61,7 +63,9 @@ def project(t: Tape, x: Tensor, name: str, out: int, weights: tuple[Weight, ...]
     if t.method is None:
         return product(t, x, name, out, weights)
     packed, adapter = t.method.packed(weights[0]), t.method.adapter(t.prefix + name, weights[0])
-    if adapter and weights[0].kind == "router":
+    if adapter and t.kernels.adapters == "fused":
+        return fused_lora(t, x, name, out, weights, adapter)
+    if adapter and adapter.merged:
         return routed(t, x, name, out, weights, adapter)
     y = packed_product(t, x, name, out, weights, packed) if packed else product(t, x, name, out, weights)
     if adapter is None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from ..tape import Kind, Tape, Tensor, Weight, numel
+from ..dim import numel
+from ..tape import Kind, Tape, Tensor, Weight
 
 
 def all_logits(t: Tape, x: Tensor, name: str, vocab: int, *, tied: Weight | None, bias: Kind | None) -> Tensor:

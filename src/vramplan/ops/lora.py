@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..tape import Dim, Tape, Tensor, Weight
+from ..dim import Dim
+from ..tape import Tape, Tensor, Weight
 from .packed import Packed
 from .product import lowered, product
 
@@ -12,7 +13,8 @@ from .product import lowered, product
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Adapter:
     """What stands beside a layer: matrices of `rank`, `itemsize` bytes per element (`dtype`), `dropout` before them; `dora`: DoRA's
-    magnitude too. `packed` is how the layer itself is stored, None for 16 or 32 bits. `parts`: which of the matrices that the layer joins
+    magnitude too. `packed` is how the layer itself is stored, None for 16 or 32 bits; `merged`: not the layer has it, but its parameter;
+    `copies`: so many layers of that shape have one each. `parts`: which of the matrices that the layer joins
     have an adapter each; `rows`: how many positions the layer takes at once, 0 for all.
     """
 
@@ -22,6 +24,8 @@ class Adapter:
     dropout: float = 0.0
     dora: bool = False
     packed: Packed | None = None
+    merged: bool = False
+    copies: int = 1
     parts: tuple[bool, ...] = ()
     rows: int = 0
 
@@ -31,8 +35,8 @@ def lora(t: Tape, x: Tensor, y: Tensor, module: str, adapter: Adapter) -> Tensor
 
     Each adapted layer casts its input to the adapters' precision, a copy of its own that backward keeps for A's gradient; A's output is
     kept for B's. With dropout the mask (1 B per element) and the dropped input are made too. Over a plain layer the sum is in the wider of
-    the two precisions and cast back. Over a packed one (bitsandbytes) the adapter's output is cast before the sum, under autocast neither it
-    nor the input is; the output of a 4-bit layer is cloned first.
+    the two precisions and cast back. Over a packed one (bitsandbytes) the adapter's output is cast before the sum, under autocast neither
+    it nor the input is; the output of a 4-bit layer is cloned first.
     Source: PEFT 0.21 `tuners/lora/layer.py` Linear.forward, `tuners/lora/bnb.py` Linear8bitLt.forward and Linear4bit.forward.
     """
     packed, converts = adapter.packed, not (adapter.packed and t.autocast)
@@ -63,10 +67,11 @@ def dropped(t: Tape, x: Tensor, adapter: Adapter) -> Tensor:
     return t.op("dropout", (x,), x.shape, itemsize=x.itemsize, extra=(mask,), saves=(mask,))
 
 
-def matrices(t: Tape, inputs: int, outputs: int, adapter: Adapter, copies: int = 1) -> tuple[Weight, Weight]:
-    """A [copies · rank, in] and B [out, copies · rank]."""
-    a = t.weight("A.weight", (adapter.rank * copies, inputs), "linear", dtype=adapter.dtype)
-    return a, t.weight("B.weight", (outputs, adapter.rank * copies), "linear", dtype=adapter.dtype)
+def matrices(t: Tape, inputs: int, outputs: int, adapter: Adapter, stacked: int = 1) -> tuple[Weight, Weight]:
+    """A [stacked · rank, in] and B [out, stacked · rank]."""
+    rank, copies = Dim(adapter.rank * stacked, "rank"), adapter.copies
+    a = t.weight("A.weight", (rank, inputs), "linear", dtype=adapter.dtype, copies=copies)
+    return a, t.weight("B.weight", (outputs, rank), "linear", dtype=adapter.dtype, copies=copies)
 
 
 def low_rank(t: Tape, x: Tensor, weights: tuple[Weight, Weight], name: str = "") -> Tensor:
@@ -104,7 +109,7 @@ def merged(t: Tape, module: str, shape: tuple[int, int, int], adapter: Adapter) 
     """
     experts, out, width = shape
     with t.module(f"{module}.lora", part="adapters"):
-        weights: tuple[Weight, ...] = matrices(t, width, out, adapter, copies=experts)
+        weights: tuple[Weight, ...] = matrices(t, width, out, adapter, stacked=experts)
         factors: tuple[Tensor, ...] = ()
         if adapter.itemsize != t.itemsize:
             factors = tuple(t.op(w.name, (), w.shape, itemsize=t.itemsize, weights=(w,)) for w in weights)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from ..tape import Dim, Tape, Tensor, numel
+from ..dim import Dim, numel
+from ..tape import Tape, Tensor
 from .lora import Adapter, dropped
 from .product import lowered, product
 

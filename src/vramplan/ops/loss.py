@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..tape import Dim, Tape, Tensor
+from ..dim import Dim
+from ..tape import Tape, Tensor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -15,7 +16,7 @@ class Loss:
     shifts_logits: bool = False
 
 
-def cross_entropy(t: Tape, logits: Tensor, loss: Loss = Loss()) -> Tensor:  # noqa: B008  a frozen record
+def cross_entropy(t: Tape, logits: Tensor, loss: Loss = Loss()) -> Tensor:
     """Mean cross-entropy with full logits: [b, s, vocab] -> [1].
 
     The logits go to fp32 (`upcast`), log-softmax makes as much again and keeps it; backward makes the gradient of the log-probabilities and

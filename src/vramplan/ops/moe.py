@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from ..tape import Dim, Tape, Tensor, Weight
+from ..dim import Dim
+from ..tape import Tape, Tensor, Weight
 from .linear import linear
 from .lora import merged
 from .moe_looped import looped
@@ -123,8 +124,8 @@ def _grouped(
             itemsize=size,
             weights=ups,
             flops=gates * flops,
-            saves=(permuted, offsets, *up),
-            always=bool(up),
+            saves=(*needed(permuted, ups, up), offsets, *up),
+            always=True,
         )
         acted = t.op("experts.act", (raised,), (rows, ffn), itemsize=size, saves=(raised,))
         if gates == 2:
@@ -137,8 +138,8 @@ def _grouped(
             itemsize=size,
             weights=downs,
             flops=flops,
-            saves=(acted, *down),
-            always=bool(down),
+            saves=(*needed(acted, downs, down), *down),
+            always=True,
         )
         t.hold(lowered)
         wide = max(size, share.itemsize)
@@ -147,6 +148,11 @@ def _grouped(
         restored = t.hold(t.op("experts.restore", (weighted, back), (rows, hidden), itemsize=wide))
         summed = t.op("experts.combine", (restored,), x.shape, itemsize=wide)
         return summed if wide == size else t.op("experts.cast", (summed,), x.shape, itemsize=size)
+
+
+def needed(x: Tensor, weights: tuple[Weight, ...], sums: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """`x`, where the matrices that it is multiplied with get a gradient, or their sums with adapters do."""
+    return (x,) if sums or any(weight.trained for weight in weights) else ()
 
 
 def adapted(t: Tape, module: str, shape: tuple[int, int, int], weights: tuple[Weight, ...]) -> tuple[Tensor, ...]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..errors import Unknown
-from ..tape import Dim, Tape, Tensor
+from ..dim import Dim
+from ..tape import Tape, Tensor
 from .linear import project
 from .pointwise import activation, multiply
 
@@ -13,17 +13,13 @@ MOST = 8
 """Experts are walked in up to so many parts, so that the work does not grow with their number; each part's own are counted together."""
 
 
-def looped(
-    t: Tape, x: Tensor, weights: Tensor, *, ffn: int, n_experts: int, top_k: int, up: Sequence[str], down: str
-) -> Tensor:
+def looped(t: Tape, x: Tensor, weights: Tensor, *, ffn: int, n_experts: int, top_k: int, up: Sequence[str], down: str) -> Tensor:
     """x [b, s, hidden], the experts' weights [b, s, top_k] -> [b, s, hidden].
 
     The choice is written as ones and zeros (int64, [b·s, top_k, experts]). Each expert takes its tokens' rows, weights its result and adds
     it in place. Backward keeps, for each row, its position (two int64), the rows, what the linear layers and the activation keep, the
     result, its weight, and the weighted result, whose shape index_add wants. Source: transformers 4.57 `models/mixtral/modeling_mixtral.py`
     MixtralSparseMoeBlock; `aten::index`, `aten::index_add` (pytorch `derivatives.yaml`).
-
-    Raises Unknown where an adapter is asked for on an expert's.
     """
     b, s, hidden = x.shape
     parts = max(n for n in range(1, MOST + 1) if int(n_experts) % n == 0)
@@ -49,8 +45,6 @@ def looped(
 
 
 def _matrix(t: Tape, x: Tensor, name: str, out: int, copies: int, active: int) -> Tensor:
-    """x Wᵀ with the matrices of `copies` experts together, each a linear layer of its own; all of a token's are counted with one of them."""
+    """x Wᵀ with the matrices of `copies` experts together, each a linear layer of its own; a token's are all counted with the first."""
     weight = t.weight(name, (out, x.shape[-1]), "linear", copies=copies, active=active)
-    if t.method and t.method.adapter(weight.name.removesuffix(".weight"), weight):
-        raise Unknown("adapters on experts of transformers before 5.0, a linear layer each, are not estimated; name targets without them")
     return project(t, x, name.removesuffix(".weight"), out, (weight,))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-from ..tape import Dim, Tape, Tensor, Weight
+from ..dim import Dim
+from ..tape import Tape, Tensor, Weight
 
 SQUARES = 3
 """Tensors like x in fp32 that the backward pass of `x.pow(2).mean(-1)` makes beside its result: the mean's gradient over all elements, x
@@ -33,7 +34,7 @@ def rms_norm(t: Tape, x: Tensor, name: str, *, weight: bool = True, width: int =
     if t.kernels.norm == "fp32" and weight:
         return weighted(t, normed, name, weights, gain=True, itemsize=size)
     cast = normed if size == 4 else t.op(f"{name}.cast", (normed,), x.shape, itemsize=size)
-    return t.op(name, (cast,), x.shape, itemsize=size, weights=weights, saves=(cast,)) if weight else cast
+    return t.op(name, (cast,), x.shape, itemsize=max(size, t.itemsize), weights=weights, saves=(cast,)) if weight else cast
 
 
 def fused(t: Tape, reads: tuple[Tensor, ...], name: str, weights: tuple[Weight, ...], width: int = 0) -> Tensor:
@@ -62,8 +63,10 @@ def groups(x: Tensor, width: int = 0) -> tuple[int, ...]:
 def layer_norm(t: Tape, x: Tensor, name: str, *, bias: bool = True, weight: bool = True) -> Tensor:
     """(x − mean) / std · w + b: [..., width] -> [..., width]. Backward keeps x, mean and reciprocal deviation (fp32, [..., 1]).
 
-    Source: `aten::native_layer_norm`, pytorch `derivatives.yaml`.
+    Autocast runs it in fp32. Source: `aten::native_layer_norm`, pytorch `derivatives.yaml`; aten `autocast_mode.h`.
     """
+    if t.autocast and x.itemsize < 4:
+        x = t.op(f"{name}.float", (x,), x.shape, itemsize=4)
     names = [f"{name}.weight"] * weight + [f"{name}.bias"] * bias
     weights = tuple(t.weight(n, (x.shape[-1],), "norm") for n in names)
     stats = t.tensor(f"{name}.stats", (*x.shape[:-1], Dim(2)), itemsize=4)

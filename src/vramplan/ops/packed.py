@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..tape import Tape, Tensor, Weight, numel
+from ..dim import numel
+from ..tape import Tape, Tensor, Weight
 from .nf4tensor import nf4tensor_product
 
 KERNEL_ROWS = 64
@@ -13,10 +14,10 @@ KERNEL_ROWS = 64
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Packed:
-    """How frozen linear layers are stored: `kind` nf4, fp4, int8 or nf4tensor (torchao's). 4-bit ones compute in elements of `compute` bytes, and have quantised
-    scales with `double`; `half` says that activations are fp16, which LLM.int8() computes in. `head`: the head too. `twice`: a 4-bit weight
-    was quantised from fp16 and is unpacked to it, then copied to the computing precision. `keeps`: a product keeps its input for backward,
-    as bitsandbytes' did before 0.43.2 (its #1270), out of reach of checkpointing.
+    """How frozen linear layers are stored: `kind` nf4, fp4, int8 or nf4tensor (torchao's). 4-bit ones compute in elements of `compute`
+    bytes, and have quantised scales with `double`; `half` says that activations are fp16, which LLM.int8() computes in. `head`: the head
+    too. `twice`: a 4-bit weight was quantised from fp16 and is unpacked to it, then copied to the computing precision. `keeps`: a product keeps
+    its input for backward, as bitsandbytes' did before 0.43.2 (its #1270), out of reach of checkpointing.
     """
 
     kind: str
@@ -77,8 +78,8 @@ def _four_bit(t: Tape, x: Tensor, name: str, out: int, weights: tuple[Weight, ..
 def _int8(t: Tape, x: Tensor, name: str, out: int, weights: tuple[Weight, ...], packed: Packed) -> Tensor:
     """LLM.int8() at its threshold of 6, no input beyond it. Backward keeps x, out of reach of checkpointing (`ctx.tensors`).
 
-    Forward: x in fp16, its int8 form, its absolute values and which pass the threshold; then the int8 form and the product in int32 and, for
-    other precisions, in fp16. Backward: the weight in x's precision. Source: bitsandbytes 0.50 `autograd/_functions.py` MatMul8bitLt,
+    Forward: x in fp16, its int8 form, its absolute values and which pass the threshold; then the int8 form and the product in int32 and,
+    for other precisions, in fp16. Backward: the weight in x's precision. Source: bitsandbytes 0.50 `autograd/_functions.py` MatMul8bitLt,
     `backends/cuda/ops.py` int8_vectorwise_quant and int8_mm_dequant. Autocast does not reach it.
     """
     elements, results = numel(x.shape), numel(x.shape[:-1]) * int(out)

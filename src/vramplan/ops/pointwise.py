@@ -66,10 +66,16 @@ def rope(t: Tape, x: Tensor, name: str, head_dim: int | None = None) -> Tensor:
 
     Backward keeps only cos and sin, [1, s, head_dim] each, which all layers share, or which each layer makes (kernels `own`) or looks up
     in its buffers of all positions (`cached`); under autocast they are fp32, and so is the result. `inplace`: kernels of serving engines
-    and of Liger (0.8 `ops/rope.py`) write over x, and backward over the gradient. `concatenated` and `stacked`: see `rotary`.
+    and of Liger (0.8 `ops/rope.py`) write over x, and backward over the gradient. `concatenated` and `stacked`: see `rotary`;
+    `complex`: see `complex_product`.
     """
+    t.rotated |= {int(head_dim)} if head_dim and not t.in_tower else set()
     if t.kernels.rope == "stacked":
-        return stacked(t, x, name, head_dim)
+        return stacked(t, x, name)
+    if t.kernels.rope == "complex":
+        return complex_product(t, x, name, head_dim)
+    if t.kernels.rope == "single":
+        return t.op(f"{name}.rope", (x,), x.shape, itemsize=x.itemsize)
     tables: tuple[Tensor, ...] = ()
     if head_dim and not (t.kernels.rope == "inplace" and t.method is None):
         tables = tuple(_table(t, table, (1, x.shape[1], head_dim)) for table in ("cos", "sin"))
@@ -84,6 +90,19 @@ def rope(t: Tape, x: Tensor, name: str, head_dim: int | None = None) -> Tensor:
     half = t.op(f"{name}.rotate_half", (x,), x.shape, itemsize=x.itemsize)
     sin = t.op(f"{name}.sin", (half, *tables[1:]), x.shape, itemsize=size, saves=tables[1:])
     return t.op(f"{name}.rope", (cos, sin), x.shape, itemsize=size)
+
+
+def complex_product(t: Tape, x: Tensor, name: str, head_dim: int | None) -> Tensor:
+    """x in fp32, pairs of it as complex numbers, times those of the positions, back to x's precision: [..., width] -> [..., width].
+
+    The positions' numbers, [s, head_dim / 2] of 8 B, are a buffer that stays. Source: torchtitan 0.2.2 `models/llama3/model/model.py`
+    apply_rotary_emb.
+    """
+    if head_dim:
+        t.shared("freqs_cis", (x.shape[1], head_dim), itemsize=4).saved = int(x.storage.grad)
+    real = t.op(f"{name}.float", (x,), x.shape, itemsize=4)
+    product = t.op(f"{name}.product", (real,), x.shape, itemsize=4)
+    return t.op(f"{name}.rope", (product,), x.shape, itemsize=x.itemsize)
 
 
 def _table(t: Tape, name: str, shape: tuple[int, ...]) -> Tensor:

@@ -1,57 +1,14 @@
-"""What TRL puts at the end of a model in place of all logits and their cross-entropy: a fused head, a score, or ORPO's two losses.
+"""What ends a model in TRL's preference trainers, where that is no fused head (ops/fused_loss.py): a score, or ORPO's two losses.
 
-Source: TRL 1.16 as it runs on a GPU, where Triton is. What comes after, of a few numbers for each token, is left out.
+What comes after, of a few numbers for each token, is left out.
 """
 
 from __future__ import annotations
 
-from itertools import pairwise
-
-from ..tape import Dim, Tape, Tensor, numel
+from ..dim import Dim, numel
+from ..tape import Tape, Tensor
 from .fused_loss import take_head
 from .product import product
-
-TOKENS, VOCABULARY = 4096, 32_768
-"""Tokens and columns of the fused head's tile of logits, whatever the model has: TRL 1.16 `kernels/chunked_logprob.py`
-TOKEN_CHUNK_SIZE, `trainer/utils.py` _CHUNKED_LOGPROB_CHUNK_SIZE."""
-
-
-def log_probs(t: Tape, scored: int) -> Tensor:
-    """Log-probabilities of the last `scored` tokens of each sequence by a fused head: hidden [b, s, hidden] -> loss [1].
-
-    The states that predict them are gathered and kept, [rows, hidden]. A tile of the logits at a time is made, forward and backward;
-    under autocast the states and the head are cast a tile at a time too. The gradients of states and head are summed in fp32 and then
-    brought to their dtypes. Source: TRL 1.16 `trainer/utils.py` add_fused_lm_head, `kernels/chunked_logprob.py` ChunkedLogProbFunction.
-    """
-    hidden, head = take_head(t)
-    sequences, tokens, width = hidden.shape
-    rows = Dim(numel((sequences, scored)), "scored tokens")
-    size, stored = hidden.itemsize, 4 if head.dtype == "fp32" else t.itemsize
-    compute = t.autocast or size
-    states, matrix = numel((rows, width)), numel(head.shape) if head.trained else 0
-    block = min(int(rows), TOKENS)
-    tile = block * VOCABULARY * compute + (block * int(width) * compute if size != compute else 0)
-    columns = [min(VOCABULARY, left) for left in range(int(head.shape[0]), 0, -VOCABULARY)]
-    casts = [n * int(width) * compute if stored != compute else 0 for n in columns]
-    summing = sum(max(pairwise(casts), key=sum)) if len(casts) > 1 else casts[0] * (2 if rows > TOKENS else 1)
-    bringing = casts[-1] + states * size * (size != 4) + matrix * stored * (stored != 4)
-    with t.module("loss", hidden):
-        outer = (numel((sequences, tokens - 1)) - rows) * int(width) * size
-        gathered = t.op("scored", (hidden,), (rows, width), itemsize=size, backward_workspace=outer)
-        kept = t.tensor("loss.statistics", (rows,), 16)
-        return t.op(
-            "log_probs",
-            (gathered,),
-            (Dim(1),),
-            itemsize=4,
-            weights=(head,),
-            flops=2 * states * int(head.shape[0]),
-            saves=(gathered, kept),
-            always=True,
-            extra=(kept,),
-            workspace=tile + max(casts) + 7 * 4 * int(rows),
-            backward_workspace=4 * (states + matrix) + tile + max(summing, bringing) - states * size - matrix * stored,
-        )
 
 
 def score(t: Tape) -> Tensor:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from ..tape import Tape, Tensor, Weight, numel
+from ..dim import numel
+from ..tape import Tape, Tensor, Weight
 from .fp8 import fp8_product, runs_in_fp8
 
 

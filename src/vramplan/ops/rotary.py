@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..tape import Tape, Tensor, Weight
+from ..tape import Tape, Tensor
 
 
 def concatenated(t: Tape, x: Tensor, name: str, tables: tuple[Tensor, ...]) -> Tensor:
@@ -18,13 +18,11 @@ def concatenated(t: Tape, x: Tensor, name: str, tables: tuple[Tensor, ...]) -> T
     return t.op(f"{name}.joined", (t.hold(cast),), x.shape, itemsize=x.itemsize)
 
 
-def stacked(t: Tape, x: Tensor, name: str, head_dim: int | None) -> Tensor:
-    """x in fp32, its pairs rotated and stacked, then cast: same shape. Backward keeps parts of the table, a buffer of all positions.
+def stacked(t: Tape, x: Tensor, name: str) -> Tensor:
+    """x in fp32, its pairs rotated and stacked, then cast: same shape. Backward keeps parts of a table that the framework holds.
 
-    Source: torchtune 0.6.1 `modules/position_embeddings.py`, RotaryPositionalEmbeddings: cosines and sines in fp32, one for all layers.
+    Source: torchtune 0.6.1 `modules/position_embeddings.py`, RotaryPositionalEmbeddings.
     """
-    if head_dim and not any(weight.name == "rope.cache" for weight in t.weights):
-        t.weights.append(Weight(name="rope.cache", shape=(t.positions, head_dim), kind="buffer", part="other", dtype="fp32", trained=False))
     upcast = x if x.itemsize == 4 else t.op(f"{name}.float", (x,), x.shape, itemsize=4)
     y = t.op(f"{name}.stacked", (t.hold(upcast),), x.shape, itemsize=4, workspace=upcast.nbytes)
     return y if x.itemsize == 4 else t.op(f"{name}.rope", (y,), x.shape, itemsize=x.itemsize)

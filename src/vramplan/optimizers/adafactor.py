@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..tape import Weight, numel
+from ..dim import numel
+from ..tape import Weight
 from .base import Locals, Optimizer, elements
 
 NAMES = ("adafactor",)

@@ -24,25 +24,25 @@ class Locals:
 
     def __init__(self) -> None:
         self.held: dict[str, int] = {}
-        self.gone = 0
-        self.most = 0
+        self.now = self.most = 0
         self.blocks: list[int] = []
         """The tensors that made up the largest sum."""
 
     def use(self, *nbytes: int) -> None:
         """Tensors of an expression, alive together, that nothing holds."""
-        now = sum(self.held.values()) + sum(nbytes) - self.gone
+        now = self.now + sum(nbytes)
         if now > self.most:
             self.most, self.blocks = now, [block for block in (*self.held.values(), *nbytes) if block]
 
     def bind(self, name: str, nbytes: int, *beside: int) -> None:
         """`name = expression`: the tensor is made, with those `beside` it on the way, before the old one of that name goes."""
         self.use(nbytes, *beside)
+        self.now += nbytes - self.held.get(name, 0)
         self.held[name] = nbytes
 
     def free(self, nbytes: int) -> None:
         """What was there before the step goes."""
-        self.gone += nbytes
+        self.now -= nbytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

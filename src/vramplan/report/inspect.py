@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..tape import shape_label
+from ..dim import shape_label
 from ..units import count, gib
 from .text import table, wrapped
 

@@ -55,7 +55,9 @@ def _verdict(answer: Estimate) -> str:
     rest = f"{gib(headroom)} to spare" if headroom >= 0 else f"{gib(-headroom)} missing"
     if headroom >= 0 and not answer.fits:
         rest += ", but in pieces too small for torch's allocator"
-    return f"{verb}: {gib(peak)} of {gib(answer.room)} on {answer.gpu.name}, {rest}."
+    count = sum(share.count for share in answer.shares)
+    where = answer.gpu.name if count == 1 else f"the fullest of {count} × {answer.gpu.name}"
+    return f"{verb}: {gib(peak)} of {gib(answer.room)} on {where}, {rest}."
 
 
 def _bars(answer: Estimate, colour: bool) -> list[str]:
@@ -75,7 +77,7 @@ def _host(answer: Estimate) -> list[str]:
     parts: dict[str, int] = {}
     for item in answer.host.items:
         parts[item.path[0]] = parts.get(item.path[0], 0) + item.nbytes
-    return [_row("host memory", sum(parts.values()), ", ".join(parts))] if parts else []
+    return [_row(f"host memory ({', '.join(parts)})", sum(parts.values()), "")] if parts else []
 
 
 def _allocator(answer: Estimate) -> list[str]:

@@ -1,4 +1,4 @@
-"""Images in a traced step: fake pixels of the shapes that a model's processor hands over, the tokens that stand for them, and the frozen tower.
+"""Images in a traced step: fake pixels of the shapes that a model's processor hands over, the tokens that stand for them, frozen towers.
 
 The sizes are the family's own (`Tape.picture`); the model's code checks that tokens and features are equally many. It does not know models
 whose families do not say what they make of an image.
@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
+from ..dim import Dim
 from ..errors import BadInput, Unknown
 from ..families import walk
-from ..tape import Dim, Picture, Tape
+from ..tape import Picture, Tape
 from .recipe import Recipe
 from .recorder import Recorder
 from .values import Values
@@ -54,10 +55,10 @@ def inputs(recorder: Recorder, recipe: Recipe, model: Any) -> dict[str, Any]:
     token = next(value for key in ("image_token_id", "image_token_index") if (value := getattr(inner.config, key, None)) is not None)
     batch, count = recipe.micro_batch, recipe.micro_batch * recipe.images
     places = [True] * (seen.tokens * recipe.images) + [False] * (recipe.sequence_length - seen.tokens * recipe.images)
-    flat = len(seen.pixels) == 2
+    shape = {2: (count * seen.pixels[0], *seen.pixels[1:]), 3: (count, *seen.pixels), 4: (batch, recipe.images, *seen.pixels)}
     made: dict[str, Any] = {
         "input_ids": _known(values, lambda: torch.where(torch.tensor([places] * batch), token, 0)),
-        "pixel_values": torch.empty((count * seen.pixels[0], seen.pixels[1]) if flat else (count, *seen.pixels)),
+        "pixel_values": torch.empty(shape[len(seen.pixels)]),
     }
     wanted = inspect.signature(inner.forward).parameters
     if "image_grid_thw" in wanted:
@@ -65,6 +66,11 @@ def inputs(recorder: Recorder, recipe: Recipe, model: Any) -> dict[str, Any]:
         made["position_ids"] = torch.zeros((3, batch, recipe.sequence_length), dtype=torch.long)
     if "image_sizes" in wanted and getattr(inner.config.vision_config, "model_type", "") == "pixtral":
         made["image_sizes"] = _known(values, lambda: torch.tensor([list(seen.pixels[-2:])] * count))
+    if "aspect_ratio_ids" in wanted:
+        tiles = (recipe.images, seen.pixels[0])
+        made["aspect_ratio_ids"] = torch.ones((batch, recipe.images), dtype=torch.long)
+        made["aspect_ratio_mask"] = torch.ones((batch, *tiles), dtype=torch.long)
+        made["cross_attention_mask"] = torch.ones((batch, recipe.sequence_length, *tiles), dtype=torch.long)
     if "token_type_ids" in wanted:
         made["token_type_ids"] = _known(values, lambda: torch.tensor([places] * batch).long())
     return made

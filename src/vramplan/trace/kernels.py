@@ -120,10 +120,25 @@ def _softmax(operator: Any, plain: Any) -> Callable[..., Any]:
     return run
 
 
+class _FusedRmsNorm(torch.autograd.Function):
+    """`_fused_rms_norm` as on CUDA: x, the weight and a reciprocal root per row are kept; on a CPU it is composed of several operators."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Any, weight: Any, dims: int) -> Any:
+        rstd = x.new_empty((*x.shape[:-dims], *(1,) * dims), dtype=torch.float32)
+        ctx.save_for_backward(x, weight, rstd)
+        return torch.empty_like(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Any) -> Any:
+        x, weight, _ = ctx.saved_tensors
+        return torch.empty_like(x), torch.empty_like(weight) if ctx.needs_input_grad[1] else None, None
+
+
 def _rms_norm(tensor: Any, shape: Any, weight: Any = None, eps: Any = None) -> Any:
     """On CUDA one fused kernel, where weight and input are of one dtype; else step by step in fp32 (aten/native/layer_norm.cpp)."""
     if weight is None or weight.dtype == tensor.dtype:
-        return aten._fused_rms_norm(tensor, shape, weight, eps)[0]
+        return _FusedRmsNorm.apply(tensor, weight, len(shape))
     wide = tensor.to(torch.float32)
     scale = wide.pow(2).mean(list(range(-len(shape), 0)), keepdim=True).add_(eps or torch.finfo(torch.float32).eps).rsqrt()
     return ((wide * scale) * weight).to(tensor.dtype)

@@ -53,7 +53,7 @@ def _base(recipe: Recipe) -> Any:
         config = transformers.AutoConfig.for_model(kind, **given)
     except ValueError:
         raise Unknown(f"{recipe.name}: transformers {transformers.__version__} does not know model_type {kind!r}") from None
-    autos = (transformers.AutoModelForCausalLM, transformers.AutoModelForImageTextToText)
+    autos: tuple[Any, ...] = (transformers.AutoModelForCausalLM, transformers.AutoModelForImageTextToText)
     if recipe.images:
         autos = autos[1:]
     if recipe.head:
@@ -116,9 +116,9 @@ def _adapted(model: Any, recipe: Recipe) -> Any:
 
 
 def attention_linears(model: Any) -> list[str]:
-    """The last names of the linear layers that stand in an attention module."""
+    """The linear layers that stand in an attention module."""
     found = {
-        name.rpartition(".")[2]
+        name
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
         if "attn" in name.rpartition(".")[0].lower() or "attention" in name.rpartition(".")[0].lower()

@@ -98,6 +98,9 @@ class Recipe:
         """The choices in words, for whoever reads the result."""
         said = [f"method {self.method}, precision {self.precision}, optimizer {self.optimizer}, checkpointing {self.checkpointing}"]
         said.append(f"{self.micro_batch} x {self.sequence_length:,} tokens, {self.gradient_accumulation} pass(es) a step, plain loss")
+        if self.images:
+            tower = {"frozen": "is frozen", "projector": "is frozen, its projector trains", "trained": "trains as the method says"}
+            said.append(f"{self.images} image(s) among each sequence's tokens; the tower {tower[self.tower]}")
         if self.adapters:
             lora = self.lora
             targets = lora.targets if isinstance(lora.targets, str) else ", ".join(lora.targets)
@@ -142,7 +145,16 @@ def recipe(asked: Scenario, model: Model, **choices: Any) -> Recipe:
     for key in ("precision", "double_quant", "micro_batch", "sequence_length", "gradient_accumulation", "checkpointing"):
         if (value := getattr(asked, key)) is not None:
             chosen[key] = value.lower() if isinstance(value, str) else value
-    for key in ("attention", "optimizer_in_backward", "trained_modules", "frozen_modules", "kbit_preparation", "images", "image_size", "tower"):
+    for key in (
+        "attention",
+        "optimizer_in_backward",
+        "trained_modules",
+        "frozen_modules",
+        "kbit_preparation",
+        "images",
+        "image_size",
+        "tower",
+    ):
         if (value := getattr(asked, key)) is not None:
             chosen[key] = value
     if asked.kbit_preparation and asked.checkpointing is None:
@@ -181,6 +193,8 @@ def gpu_facts(name: str) -> tuple[str, tuple[int, int], int]:
 def _check(made: Recipe) -> None:
     if made.frozen_modules and made.adapters:
         raise BadInput(f"frozen_modules with method {made.method!r}: adapters freeze the whole model; use method full")
+    if made.image_size and not made.images:
+        raise BadInput("image_size: there are no images; say how many stand in a sequence, such as images 1")
     if made.kbit_preparation and not made.quantization:
         raise BadInput("kbit_preparation without a quantised base: add quantization, or method qlora")
     if made.optimizer not in OPTIMIZERS:

@@ -5,10 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from ...errors import BadInput, Unknown, nearest
-from ...methods import ADAPTERS, FUSED, Adapters, Full, ends, implied, inside, packed_as, shortened, variant
+from ...methods import (
+    ADAPTERS,
+    FUSED,
+    ROUTER_LAYERS,
+    WITHOUT_OUT_PROJ,
+    Adapters,
+    Full,
+    ends,
+    implied,
+    inside,
+    packed_as,
+    shortened,
+    variant,
+)
 from ...ops.packed import Packed
 from ...tape import Kernels, Tape
-from ..job import Job
+from ..job import Job, release
 
 
 def method_of(job: Job, known: Iterable[str], engine: str) -> str:
@@ -26,14 +39,30 @@ def method_of(job: Job, known: Iterable[str], engine: str) -> str:
     return named
 
 
-def base_of(job: Job, method: str, kinds: Iterable[str], precision: str) -> Packed | None:
-    """How the frozen linear layers are stored; None for plain ones. Raises Unknown for a format that is not estimated."""
-    s = job.scenario
+UNREPLACED = {"falcon": (5, 6)}
+"""Model types whose linear layers are a class of their own, which transformers leaves in 16 bits since that version (5.3.0 does not).
+
+Source: `integrations/bitsandbytes.py` replace_with_bnb_linear: `type(module) is nn.Linear`, before `isinstance`.
+"""
+UNPACKABLE = ("falcon_mamba", "jamba", "mamba")
+"""Model types whose code multiplies with the weight of a linear layer, `dt_proj`, which cannot be packed then (transformers 5.23)."""
+
+
+def base_of(job: Job, method: str, kinds: Iterable[str], precision: str, version: str) -> Packed | None:
+    """How the frozen linear layers are stored; None for plain ones.
+
+    Raises Unknown for a format that is not estimated, and BadInput for models that cannot be packed.
+    """
+    s, model_type = job.scenario, str(job.model.config.get("model_type"))
     kind = packed_as(method, s.quantization) if method in ADAPTERS else None
     if kind is None:
         return None
     if kind not in kinds:
         raise Unknown(f"quantization {kind!r}: estimated in training are {', '.join(kinds)}")
+    if model_type in UNPACKABLE:
+        raise BadInput(f"quantization {kind!r} of {job.model.id}: {model_type} multiplies with the weight of dt_proj, which it would pack")
+    if job.engine == "transformers" and model_type in UNREPLACED and release(version) >= UNREPLACED[model_type]:
+        return None
     compute = 4 if precision == "fp32" else 2
     return Packed(kind=kind, compute=compute, double=bool(s.double_quant), half=precision == "fp16" and not s.kbit_preparation)
 
@@ -58,6 +87,7 @@ def adapters_of(
     assert isinstance(asked, int)
     assert isinstance(share, int | float)
     assert isinstance(wanted, str | tuple)
+    kind = str(job.model.config.get("model_type"))
     return Adapters(
         rank=asked,
         dtype=str(lora.get("dtype", dtype)),
@@ -67,11 +97,12 @@ def adapters_of(
         saved_modules=job.scenario.trained_modules or (),
         base=base,
         checkpointing=recomputes,
-        fused=FUSED.get(str(job.model.text.get("model_type")), ()) if kernels.experts == "grouped" else (),
+        fused=FUSED.get(kind, ()) if kernels.experts == "grouped" else (),
+        routers=kind in ROUTER_LAYERS or kernels.experts == "looped",
     )
 
 
-def check(tape: Tape, trains: Full | Adapters, model: str) -> None:
+def check(tape: Tape, trains: Full | Adapters, model: str, model_type: str) -> None:
     """Raise BadInput for modules that the walked model does not have, and for adapters that PEFT does not make."""
     paths = {shortened(weight.name.rpartition(".")[0]) for weight in tape.weights if weight.part != "adapters" and weight.tower is None}
     if isinstance(trains, Full):
@@ -89,8 +120,10 @@ def check(tape: Tape, trains: Full | Adapters, model: str) -> None:
         if last not in trains.fused and not any(ends(module, [name]) for module in adapted):
             layers = {shortened(w.name.rpartition(".")[0]) for w in tape.weights if w.kind in ("linear", "head", "embed") and not w.tower}
             raise BadInput(f"lora.targets {name!r}: {model} has no layer of this name{_instead(name, layers)}")
+    if model_type in WITHOUT_OUT_PROJ and any(ends(module, ("out_proj",)) for module in adapted):
+        raise BadInput(f"lora.targets {_said(trains.targets)}: PEFT refuses out_proj of {model_type} models; name targets without it")
     if not adapted:
-        raise BadInput(f"lora.targets {trains.targets!r}: {model} has no such layer; try all-linear")
+        raise BadInput(f"lora.targets {_said(trains.targets)}: {model} has no such layer; try all-linear")
     if trains.variant == "dora" and any(
         weight.kind == "embed" and ends(weight.name.rpartition(".")[0], adapted) for weight in tape.weights
     ):
@@ -111,6 +144,10 @@ def _experts(trains: Adapters, adapted: set[str], model: str) -> None:
     if trains.variant == "dora" or trains.dropout:
         what = "DoRA" if trains.variant == "dora" else f"lora.dropout {trains.dropout:g}"
         raise BadInput(f"{what}: PEFT has it for layers, and the experts of {model} are parameters; try lora.targets attention")
+
+
+def _said(targets: str | tuple[str, ...]) -> str:
+    return targets if isinstance(targets, str) else ", ".join(targets)
 
 
 def _instead(name: str, paths: Iterable[str]) -> str:

@@ -37,7 +37,9 @@ class Images:
             towers = any(weight.tower for weight in tape.weights)
             return ["text only: towers for other modalities are loaded and not run"] if towers else []
         rows, columns = tape.picture.grid
-        trained = {"frozen": "is frozen", "projector": "is frozen, its projector trains", "trained": "trains as the method says"}[self.towers]
+        trained = {"frozen": "is frozen", "projector": "is frozen, its projector trains", "trained": "trains as the method says"}[
+            self.towers
+        ]
         return [
             f"{counted(self.each, 'image')} among each sequence's tokens: {rows:,} × {columns:,} patches, "
             f"{tape.picture.tokens:,} tokens each; the tower {trained}"
@@ -45,8 +47,10 @@ class Images:
 
 
 def asked(job: Job) -> Images:
-    """The scenario's images. Raises BadInput where a size is given and no image."""
+    """The scenario's images. Raises BadInput where a size is given and no image, Unknown for steps that are not judged with images."""
     s = job.scenario
     if s.image_size and not s.images:
         raise BadInput("image_size: there are no images; say how many stand in a sequence, such as images 1")
+    if s.images and (job.engine != "transformers" or s.objective not in (None, "sft")):
+        raise Unknown("images: estimated for engine 'transformers' and objective 'sft' only; leave out images, or the other")
     return Images(each=s.images or 0, size=s.image_size, towers=s.tower or "trained")

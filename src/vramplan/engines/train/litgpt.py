@@ -8,6 +8,7 @@ pre-training, int8, adapters other than LoRA.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from ...errors import BadInput, Unknown, nearest
@@ -18,11 +19,13 @@ from ...ops.lora import Adapter
 from ...tape import Kernels, Tape, Weight
 from ..job import Account, Job, release
 from .recipe import Framework, Recipe
-from .step import TRAINING
 from .step import account as step_account
+from .stepping import TRAINING
 
 NAMES = ("litgpt",)
-ABOUT = "one GPU: full, LoRA and QLoRA as `litgpt finetune` runs them; 0.5 differs from 0.4 in QLoRA; not: several GPUs, mixtures of experts"
+ABOUT = (
+    "one GPU: full, LoRA and QLoRA as `litgpt finetune` runs them; 0.5 differs from 0.4 in QLoRA; not: several GPUs, mixtures of experts"
+)
 VERSION = "0.4"
 """The one that LitGPT's tables were measured with (April to September 2024)."""
 
@@ -57,10 +60,9 @@ class Switched(Adapters):
 
     roles: frozenset[str] = frozenset()
 
-    @property
-    def assumptions(self) -> list[str]:
+    def assumptions(self, weights: Sequence[Weight]) -> list[str]:
         """The choices in words."""
-        _, *base = Adapters.assumptions.fget(self)  # type: ignore[attr-defined]
+        _, *base = Adapters.assumptions(self, weights)
         return [f"LoRA of rank {self.rank} in {self.dtype} on {', '.join(role for role in ROLES if role in self.roles)}", *base]
 
     def adapter(self, module: str, weight: Weight) -> Adapter | None:
@@ -107,6 +109,7 @@ def _kernels(recipe: Recipe) -> Kernels:
         kv="expanded",
         qkv="joined",
         gate_up="split",
+        dropout=False,
         tied=False,
         softcap=recipe.method == "full" or release(recipe.version) >= STABLE,
         logits="all",
@@ -128,10 +131,14 @@ def _stays(tape: Tape, recipe: Recipe) -> list[Item]:
     """What the loop's variables hold: the logits, and of the graph behind them what autograd does not free."""
     logits = next(op.reads[0] for op in tape.ops if op.name.endswith("output"))
     source = "LitGPT 0.5.13 litgpt/finetune/lora.py fit"
-    items = [Item(path=("activations", "logits held"), nbytes=held(logits), alive=TRAINING, why="the loop's variable, in fp32", source=source)]
+    items = [
+        Item(path=("activations", "logits held"), nbytes=held(logits), alive=TRAINING, why="the loop's variable, in fp32", source=source)
+    ]
     base = recipe.adapters.base if recipe.adapters else None
     if base and base.keeps:
-        kept = {id(t): t for op in tape.ops if any(w.kind in ("linear", "head") and w.part != "adapters" for w in op.weights) for t in op.keeps}
+        kept = {
+            id(t): t for op in tape.ops if any(w.kind in ("linear", "head") and w.part != "adapters" for w in op.weights) for t in op.keeps
+        }
         nbytes = sum(tensor.nbytes * tensor.repeats for tensor in kept.values())
         why = "inputs of 4-bit layers in the pass before, whose graph the logits hold"
         source = "bitsandbytes 0.42 autograd/_functions.py MatMul4Bit (ctx.tensors)"
@@ -149,7 +156,9 @@ def _assumes(recipe: Recipe) -> list[str]:
     lines = [f"logits in fp32, loss in chunks of {CHUNK} tokens; no checkpointing on one GPU"]
     if recipe.adapters and recipe.adapters.base:
         old = recipe.adapters.base.keeps
-        lines.append(f"bitsandbytes {'0.42, which LitGPT 0.4 asks for; see engine_version 0.5' if old else '0.45 or later'}; the head in 4 bits too")
+        lines.append(
+            f"bitsandbytes {'0.42, which LitGPT 0.4 asks for; see engine_version 0.5' if old else '0.45 or later'}; the head in 4 bits too"
+        )
     return lines
 
 

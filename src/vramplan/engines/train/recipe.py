@@ -59,11 +59,11 @@ class Framework:
 
     `kernels` gives the variants of the ops for a recipe, `kernel_sets` their names in a scenario. Not all train `encoders`. `optimizers`:
     what the names of some mean to it; one that `zeroes_gradients` keeps them from step to step. `context`: bytes of the CUDA context and
-    where that is said. `losses` and `checkpointings` are the names that it
-    knows: a loss is noted on the tape that the model has walked; the ops whose outputs selective checkpointing keeps are named by
-    `selective`. With `wide_embeddings` 8-bit optimizers keep embeddings' states in fp32; one that `clips` does so by default. `master` is
-    its wrapper for fp32 master weights. `objectives`: whether TRL's trainers run on it. `adapts` makes the adapters its own; `stays` is what a pass leaves behind for the next. `assumes`
-    says what was assumed beyond the recipe.
+    where that is said. `losses` and `checkpointings` are the names that it knows: a loss is noted on the tape that the model has walked; the
+    ops whose outputs selective checkpointing keeps are named by `selective`; checkpointing `offloads` layers' inputs to the host. With
+    `wide_embeddings` 8-bit optimizers keep embeddings' states in fp32; one that `clips` does so by default. `master` is its wrapper for fp32
+    master weights. `objectives`: whether TRL's trainers run on it. `adapts` makes the adapters its own; `stays` is what else is there from
+    one pass to the next. `assumes` says what was assumed beyond the recipe.
     """
 
     name: str
@@ -82,6 +82,7 @@ class Framework:
     loss: str = "plain"
     checkpointing: str = "none"
     checkpointings: Sequence[str] = ("none", "full")
+    offloads: bool = False
     selective: Callable[[Op], bool] | None = None
     rank: int = 16
     targets: str | tuple[str, ...] = "all-linear"
@@ -168,10 +169,12 @@ def read(job: Job, framework: Framework) -> Recipe:
     precision = _one_of("precision", s.precision, framework.precision, framework.precisions, framework)
     if s.attention == "flash" and precision == "fp32":
         raise BadInput("attention 'flash': its kernels take 16-bit types only, precision is fp32; choose bf16, bf16-mixed or sdpa")
+    if PRECISIONS[precision].fp8:
+        _runs_fp8(job, method)
     default = "full" if s.kbit_preparation else framework.checkpointing
     _one_of("kernels", s.kernels, "native", framework.kernel_sets, framework)
     checkpointing = _one_of("checkpointing", s.checkpointing, default, framework.checkpointings, framework)
-    kinds: Mapping[str | None, Literal["eager", "sdpa", "flash"]] = {"eager": "eager", "sdpa": "sdpa", "flash": "flash"}
+    kinds: Mapping[str, Literal["eager", "sdpa", "flash"]] = {"eager": "eager", "sdpa": "sdpa", "flash": "flash"}
     recipe = Recipe(
         framework=framework,
         version=s.engine_version or framework.version,
@@ -182,10 +185,10 @@ def read(job: Job, framework: Framework) -> Recipe:
         passes=goal.passes if goal else s.gradient_accumulation or 1,
         checkpointing=checkpointing,
         every=_every(job, checkpointing),
-        offloaded=_offloaded(job, checkpointing),
-        attention=kinds.get(s.attention, framework.attention),
+        offloaded=_offloaded(job, checkpointing) or (framework.offloads and checkpointing == "full"),
+        attention=kinds.get(s.attention or "", framework.attention),
         loss=_one_of("loss", s.loss, framework.loss, tuple(framework.losses), framework),
-        optimizer=framework.optimizers.get(s.optimizer or "", s.optimizer) or framework.optimizer,
+        optimizer=framework.optimizers.get(s.optimizer or "") or s.optimizer or framework.optimizer,
         adapters=None,
         frozen=s.frozen_modules or (),
         images=asked(job),
@@ -195,11 +198,11 @@ def read(job: Job, framework: Framework) -> Recipe:
     adapters = adapters_of(
         job,
         method,
-        base_of(job, method, framework.packed, precision),
+        base_of(job, method, framework.packed, precision, recipe.version),
         framework.kernels(recipe),
         rank=framework.rank,
         targets=framework.targets,
-        dtype=framework.adapter_dtype or precision.removesuffix("-mixed"),
+        dtype=framework.adapter_dtype or ("fp32" if PRECISIONS[precision].weights == 4 else precision[:4]),
         dropout=framework.dropout,
         recomputes=checkpointing != "none",
     )
@@ -211,6 +214,15 @@ def _one_of(key: str, given: str | None, default: str, known: Sequence[str], fra
     if value not in known:
         raise Unknown(f"{key} {value!r}: estimated for engine {framework.name!r} are {', '.join(known)}{nearest(value, known)}")
     return value
+
+
+def _runs_fp8(job: Job, method: str) -> None:
+    """FP8 products need compute capability 8.9 (pytorch `aten/src/ATen/native/cuda/Blas.cpp`, _scaled_mm)."""
+    if method != "full":
+        raise Unknown(f"precision 'fp8-mixed' with method {method!r}: estimated for method full only")
+    found = job.gpu.compute_capability if job.gpu else None
+    if found and tuple(int(part) for part in found.split(".")) < (8, 9):
+        raise BadInput(f"precision 'fp8-mixed': FP8 needs compute capability 8.9, the GPU has {found}; choose bf16-mixed")
 
 
 def _length(job: Job) -> int:

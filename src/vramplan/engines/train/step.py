@@ -10,11 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from ...allocator import Event
+from ...dim import Dim, shape_label
 from ...errors import BadInput, Unknown
 from ...formats import Scheme, scheme, weights_nbytes
 from ...ledger import Item, Moment
 from ...sweep import Peak, Sweep, sweep
-from ...tape import Dim, Tape, Weight, shape_label
+from ...tape import Tape, Weight
 from ...timeline import timeline
 from ...units import gib
 from ..job import Account, Job
@@ -79,6 +80,7 @@ def _tape(job: Job, recipe: Recipe) -> Tape:
     tape.method, tape.autocast, tape.fp8 = recipe.trains, mixed.autocast, mixed.fp8
     tape.head = "mlm" if job.scenario.head == "mlm" else "classification"
     recipe.images.show(tape)
+    tape.positions = job.model.context_length or 0
     job.walk(tape)
     recipe.images.check(tape, job)
     if tape.caches and job.scenario.head:
@@ -87,7 +89,7 @@ def _tape(job: Job, recipe: Recipe) -> Tape:
         raise Unknown(f"{job.model.id}: {tape.untold} is not estimated in training")
     if not tape.caches and not recipe.framework.encoders:
         raise Unknown(f"{job.model.id}: engine {recipe.framework.name!r} is estimated for decoders only, this model is an encoder")
-    check(tape, recipe.trains, job.model.id)
+    check(tape, recipe.trains, job.model.id, str(job.model.config.get("model_type")))
     recipe.framework.losses[recipe.loss](tape, recipe)
     return tape
 
@@ -164,9 +166,7 @@ def _workspaces(job: Job) -> list[Item]:
     return [Item(path=one.path, nbytes=2 * one.nbytes, alive=TRAINING, why="two threads: forward and backward", source=one.source)]
 
 
-def _events(
-    job: Job, tape: Tape, recipe: Recipe, form: Scheme, stepping: Stepping, passes: Sequence[Sweep], extra: Beside
-) -> list[Event]:
+def _events(job: Job, tape: Tape, recipe: Recipe, form: Scheme, stepping: Stepping, passes: Sequence[Sweep], extra: Beside) -> list[Event]:
     """What torch's allocator is asked for, in order, in the first two steps, with what an objective has `extra`."""
 
     def each(weight: Weight, nbytes: int) -> Iterable[int]:
@@ -204,7 +204,7 @@ def _assumptions(recipe: Recipe, tape: Tape) -> list[str]:
     adapters = recipe.adapters
     lines = [f"{recipe.framework.name} {recipe.version}, a step after the first; {recipe.mixed.about}"]
     if adapters:
-        lines += adapters.assumptions
+        lines += adapters.assumptions(tape.weights)
     lines += recipe.framework.assumes(recipe)
     lines.append("all sequences as long as the longest")
     return lines + recipe.images.said(tape)

@@ -72,7 +72,10 @@ class Stepping:
         beside = [item.nbytes for item in (*self._master(), *self._average())]
         if not self.recipe.framework.zeroes_gradients:
             return beside
-        return [*beside, *(weight.numel // weight.repeats * self.recipe.gradient(weight) for weight in self.trained for _ in range(weight.repeats))]
+        return [
+            *beside,
+            *(weight.numel // weight.repeats * self.recipe.gradient(weight) for weight in self.trained for _ in range(weight.repeats)),
+        ]
 
     def states(self) -> list[int]:
         """Bytes of each state that torch's allocator keeps."""

@@ -7,8 +7,10 @@ joins them, and QLoRA's base is torchao's NF4Tensor. Knowledge distillation, QAT
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 
-from ...errors import BadInput
+from ...errors import BadInput, Unknown
+from ...ledger import Item
 from ...methods import Adapters, implied
 from ...ops.chunked import chunked_output_loss
 from ...ops.lora import Adapter
@@ -17,11 +19,17 @@ from ...tape import Kernels, Tape, Weight
 from ..job import Account, Job
 from .recipe import Framework, Recipe
 from .step import account as step_account
+from .stepping import TRAINING
 
 NAMES = ("torchtune",)
 ABOUT = "one GPU: full, LoRA and QLoRA (NF4Tensor) as its single-device recipes run them; not: several GPUs, compilation, QAT, PPO"
 VERSION = "0.6"
 
+PAIRS, HALVES = ("llama", "mistral", "gemma", "gemma2"), ("qwen2", "phi3")
+"""Model types that it builds, by their rotary tables: a cosine and a sine for each pair, or for each element
+(0.6.1 `models/*/_component_builders.py`, `modules/position_embeddings.py`, `models/qwen2/_positional_embeddings.py`)."""
+SCALED = 131072
+"""Positions of Llama 3.1 and later, whose layers share one table with adapters too; those of others share it without only."""
 CHUNKS = 8
 """Pieces of the output (`num_output_chunks`, 0.6.1 `modules/loss/ce_chunked_output_loss.py`)."""
 MLP = ("gate_proj", "up_proj", "down_proj")
@@ -31,13 +39,18 @@ OWN = {"output_proj": ("o_proj",), "output": ("lm_head",), "mlp": MLP, "w1": MLP
 
 def account(job: Job) -> Account:
     """A steady step. Full training, where the scenario says nothing of the optimizer, steps in the backward pass as the recipe does."""
-    s = job.scenario
+    s, kind = job.scenario, str(job.model.text.get("model_type"))
     method = s.method or implied(s.quantization, s.lora)
-    if method == "full" and s.optimizer is None and s.optimizer_in_backward is None and (s.gradient_accumulation or 1) == 1:
-        job = replace(job, scenario=replace(s, optimizer="paged-adamw-8bit", optimizer_in_backward=True))
+    if kind not in PAIRS + HALVES:
+        raise Unknown(f"engine 'torchtune' with model_type {kind!r}: estimated are those that it builds, {', '.join(PAIRS + HALVES)}")
+    framework = replace(TORCHTUNE, kernels=partial(_kernels, kind), stays=partial(_tables, kind), adapts=partial(_linears, kind))
     if s.quantization == "fp4" or s.double_quant is False:
         raise BadInput("torchtune's QLoRA holds weights in nf4 with quantised scales only; leave quantization and double_quant out")
-    return step_account(job, TORCHTUNE)
+    if method != "full" or s.optimizer or s.optimizer_in_backward is not None or (s.gradient_accumulation or 1) > 1:
+        return step_account(job, framework)
+    answer = step_account(replace(job, scenario=replace(s, optimizer="paged-adamw-8bit", optimizer_in_backward=True)), framework)
+    answer.filled = {**answer.filled, "optimizer_in_backward": True}
+    return answer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,24 +62,45 @@ class Linears(Adapters):
         return made and replace(made, packed=None)
 
 
-def _linears(adapters: Adapters, recipe: Recipe) -> Adapters:
-    """The adapters on the layers that torchtune's switches stand for; no gradients are asked of the embeddings."""
+def _linears(kind: str, adapters: Adapters, recipe: Recipe) -> Adapters:
+    """The adapters on the layers that torchtune's switches stand for; no gradients are asked of the embeddings.
+
+    Of Qwen2 it packs those layers only that have an adapter: raises Unknown where these leave out more than the keys.
+    """
     own = {name: getattr(adapters, name) for name in Adapters.__slots__}
     targets = adapters.targets
     if not isinstance(targets, str):
         targets = tuple(dict.fromkeys(name for target in targets for name in OWN.get(target.rpartition(".")[2], (target,))))
     base = adapters.base and replace(adapters.base, kind="nf4tensor", double=False)
+    left = {"q_proj", "v_proj", "o_proj", *MLP}.difference(() if isinstance(targets, str) else targets)
+    if base and kind == "qwen2" and left and targets != "all-linear":
+        raise Unknown(
+            f"lora.targets without {', '.join(sorted(left))}: torchtune leaves these in 16 bits, which is not estimated; name them too"
+        )
     return Linears(**{**own, "targets": targets, "base": base, "checkpointing": False})
 
 
-def _kernels(recipe: Recipe) -> Kernels:
+def _tables(kind: str, tape: Tape, recipe: Recipe) -> list[Item]:
+    """Cosines and sines of all positions in fp32."""
+    caches = [cache for cache in tape.caches if cache.side == "k" and cache.tower is None]
+    shared = recipe.adapters is None or (kind == "llama" and tape.positions >= SCALED)
+    tables = 1 if shared else sum(len(cache.layers) for cache in caches)
+    width = int(caches[0].shape[-1]) * (2 if kind in HALVES else 1)
+    why = f"{tables} of {tape.positions:,} positions × {width} × 4 B"
+    source = "torchtune 0.6.1 models/*/_component_builders.py"
+    return [Item(path=("weights", "rotary tables"), nbytes=tables * tape.positions * width * 4, alive=TRAINING, why=why, source=source)]
+
+
+def _kernels(kind: str, recipe: Recipe) -> Kernels:
     return Kernels(
         attention="eager" if recipe.attention == "eager" else "sdpa",
         mlp="plain",
-        rope="stacked",
+        rope="eager" if kind in HALVES else "stacked",
+        rotary="own",
         kv="expanded",
         qkv="split",
         gate_up="split",
+        dropout=False,
         logits="all",
     )
 
@@ -89,7 +123,7 @@ def _assumes(recipe: Recipe) -> list[str]:
 TORCHTUNE = Framework(
     name="torchtune",
     version=VERSION,
-    kernels=_kernels,
+    kernels=partial(_kernels, "llama"),
     losses={"chunked": _chunked, "plain": _plain},
     precisions=("bf16", "fp32"),
     optimizer="adamw-fused",
@@ -99,6 +133,6 @@ TORCHTUNE = Framework(
     targets=("q_proj", "v_proj", "o_proj", *MLP),
     adapter_dtype=None,
     packed=("nf4",),
-    adapts=_linears,
+    adapts=partial(_linears, "llama"),
     assumes=_assumes,
 )

@@ -77,9 +77,14 @@ def account(job: Job) -> Account:
 
 
 def _assumes(recipe: Recipe) -> list[str]:
-    """Of the loss, and of a quantised base. TRL called prepare_model_for_kbit_training until 0.26 (its PR #4577), PEFT's documentation still does."""
+    """Of the loss, and of a quantised base.
+
+    TRL called prepare_model_for_kbit_training until 0.26 (its PR #4577), PEFT's documentation still does.
+    """
     base = recipe.adapters.base if recipe.adapters else None
     lines = [f"loss {recipe.loss}: {WITHOUT_LOGITS[recipe.loss][1]}"] if recipe.loss in WITHOUT_LOGITS else []
+    if base is None and recipe.method == "qlora":
+        lines.append("nothing is packed: the model's linear layers are a class of their own, which transformers passes over since 5.6")
     if base is None or recipe.prepared:
         return lines
     return [*lines, "without prepare_model_for_kbit_training, as TRL since 0.26; PEFT's own recipe has it: kbit_preparation"]
@@ -100,7 +105,8 @@ TRAINER = Framework(
     encoders=True,
     objectives=True,
     kernel_sets=("native", "liger"),
-    wide_embeddings=True, clips=True,
+    wide_embeddings=True,
+    clips=True,
     methods=("full", *ADAPTERS),
     packed=("nf4", "fp4", "int8"),
     assumes=_assumes,

@@ -22,12 +22,14 @@ FIRST: Release = (4, 36)
 """Before, no class had sdpa, and norms, rotary caches and masks were others."""
 OTHERS_FIRST: Mapping[str, Release] = {
     **dict.fromkeys(("bert", "roberta", "xlm-roberta"), (4, 16)),
+    "mixtral": (4, 40),
     "opt": (4, 49),
     **dict.fromkeys(("distilbert", "modernbert", "deepseek_v2", "deepseek_v3", "dbrx", "ernie4_5_moe", "glm4_moe", "glm4v_moe"), (5, 0)),
     **dict.fromkeys(("gpt_oss", "granitemoe", "granitemoehybrid", "hunyuan_v1_moe", "jamba", "llama4", "llama4_text"), (5, 0)),
     **dict.fromkeys(("phimoe", "qwen3_next", "qwen3_vl_moe"), (5, 0)),
 }
-"""Types whose classes have been what they were in 4.36 for longer, or had experts or attention of another kind until later."""
+"""Types whose classes have been what they were in 4.36 for longer, or had experts or attention of another kind until later
+(Mixtral's, lists of rows)."""
 MASKED = ((4, 38), (4, 40))
 """In between, sdpa got a causal mask, copied by each layer, and 4.38 kept one of (longest context)² (`LlamaModel._update_causal_mask`)."""
 NEVER: Release = (10**6,)
@@ -57,7 +59,7 @@ GROUPED_EXPERTS: Release = (5, 0)
 """`integrations/moe.py`: experts' matrices are one tensor and their products grouped since then; before, a loop ran over modules."""
 
 SDPA: Mapping[str, Release] = {
-    **dict.fromkeys(("mistral", "mixtral"), (4, 37)),
+    "mistral": (4, 37),
     **dict.fromkeys(("phi", "stablelm"), (4, 39)),
     "bert": (4, 41),
     **dict.fromkeys(("gpt2", "gpt_neox"), (4, 43)),

@@ -5,7 +5,7 @@ The reference's pass comes after the policy's and before its backward pass, so t
 
 from __future__ import annotations
 
-from ....ops.preference import log_probs
+from ....ops.fused_loss import trl
 from .base import Objective
 
 NAMES = ("dpo",)
@@ -14,7 +14,7 @@ OBJECTIVE = Objective(
     about="chosen and rejected in one pass; log-probabilities of the completions by a fused head",
     source="TRL 1.16 trainer/dpo_trainer.py, _compute_loss",
     sequences=2,
-    end=log_probs,
+    end=trl,
     balances=True,
     references={False: ("model", "precomputed"), True: ("adapter-off", "model", "precomputed")},
 )

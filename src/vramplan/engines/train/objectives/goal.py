@@ -136,8 +136,8 @@ def trl(framework: Framework, goal: Goal, job: Job) -> Framework:
     def ends(tape: Tape, recipe: Recipe) -> None:
         if goal.objective.balances and any(weight.kind == "experts" for weight in tape.weights):
             raise Unknown(
-                f"objective {goal.objective.name!r} of {job.model.id}: TRL adds a loss over the routers of a mixture of experts, whose tensors "
-                "are not estimated; objectives sft, orpo and reward are"
+                f"objective {goal.objective.name!r} of {job.model.id}: TRL adds a loss over the routers of a mixture of experts, "
+                "whose tensors are not estimated; objectives sft, orpo and reward are"
             )
         goal.objective.end(tape, goal.scored)
 

@@ -6,7 +6,7 @@ sequences and keep nothing: they take less than it does. TRL compares with no re
 
 from __future__ import annotations
 
-from ....ops.preference import log_probs
+from ....ops.fused_loss import trl
 from .base import Objective
 
 NAMES = ("grpo",)
@@ -17,7 +17,7 @@ OBJECTIVE = Objective(
     about="generated completions; their log-probabilities by a fused head",
     source="TRL 1.16 trainer/grpo_trainer.py, _compute_loss and _get_per_token_logps_and_entropies",
     sequences=1,
-    end=log_probs,
+    end=trl,
     references={False: ("none", "model"), True: ("none", "adapter-off")},
     dropout=True,
     balances=True,

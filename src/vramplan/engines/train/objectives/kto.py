@@ -6,7 +6,7 @@ training pass, takes less than that, and the second as much as the reference's o
 
 from __future__ import annotations
 
-from ....ops.preference import log_probs
+from ....ops.fused_loss import trl
 from .base import Objective
 
 NAMES = ("kto",)
@@ -15,7 +15,7 @@ OBJECTIVE = Objective(
     about="one completion for each prompt; log-probabilities by a fused head",
     source="TRL 1.16 trainer/kto_trainer.py, _compute_loss and _compute_kl_logps",
     sequences=1,
-    end=log_probs,
+    end=trl,
     balances=True,
     references={False: ("model", "precomputed"), True: ("adapter-off", "model", "precomputed")},
     least=2,

@@ -1,7 +1,6 @@
-"""What an objective adds to a step: the reference model and its pass, and generated completions, as line items.
+"""What an objective adds to a step: the reference model, its pass, and who makes completions, as line items.
 
-What it does not know: `merge_adapter` before vLLM gets the weights, a reference adapter of its own, padded prompts (whose mask makes sdpa
-copy keys and values to all heads).
+What it does not know: a reference adapter of its own.
 """
 
 from __future__ import annotations
@@ -9,23 +8,20 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from ....errors import BadInput, Unknown
+from ....dim import Dim
 from ....formats import Scheme, weights_nbytes
 from ....ledger import Item, Moment
-from ....methods import Adapters, Frozen, Full
+from ....methods import Frozen, Full
 from ....sweep import Sweep, forward_only
-from ....tape import Cache, Dim, Tape, numel
+from ....tape import Tape
 from ...job import Job
-from ...lines import cache_items, text_caches
 from ..recipe import Recipe
+from .generation import GENERATE, generated, vllm
 from .goal import Goal
 
 STEP = frozenset({Moment.FORWARD, Moment.LOSS, Moment.BACKWARD, Moment.STEP})
 """What is alive at all of these is there at an objective's own moments too."""
-GENERATE, REFERENCE = frozenset({Moment.GENERATE}), frozenset({Moment.REFERENCE})
-UTILIZATION = 0.3
-"""TRL 1.16 `trainer/grpo_config.py` vllm_gpu_memory_utilization."""
-CACHED = "transformers 5.23 cache_utils.py, DynamicLayer"
+REFERENCE = frozenset({Moment.REFERENCE})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,9 +53,9 @@ def beside(job: Job, recipe: Recipe, tape: Tape, swept: Sweep, form: Scheme) -> 
     items = _copy(goal, tape, form)
     copies = len(items)
     if goal.generation == "in-process":
-        return Beside(items=[*items, *_generated(job, recipe, goal)], copies=copies, timed=False)
+        return Beside(items=[*items, *generated(job, recipe, goal)], copies=copies, timed=False)
     if goal.generation:
-        pool = _vllm(job, goal)
+        pool = vllm(job, goal, STEP)
         lasting = sum(item.nbytes for item in pool if item.alive >= STEP)
         return Beside(items=[*items, *pool], copies=copies, outside=lasting, timed=goal.generation != "vllm-sleep")
     if goal.reference not in ("model", "adapter-off"):
@@ -85,73 +81,8 @@ def _reference(job: Job, recipe: Recipe, goal: Goal) -> Tape:
     """The forward pass without adapters. Weights of a model of its own are marked as trained, so that autocast caches their copies."""
     base = recipe.adapters.base if recipe.adapters else None
     method = Full() if goal.reference == "model" and base is None else Frozen(base=base)
-    tape = _walked(job, recipe, method, goal.sequences, goal.length)
+    tape = Tape(Dim(recipe.batch, "batch"), Dim(recipe.length, "tokens"), 0, recipe.mixed.compute, recipe.framework.kernels(recipe))
+    tape.method, tape.autocast = method, recipe.mixed.autocast
+    job.walk(tape)
     goal.objective.end(tape, goal.scored)
     return tape
-
-
-def _walked(job: Job, recipe: Recipe, method: Full | Frozen | Adapters, sequences: int, tokens: int, past: int = 0) -> Tape:
-    kernels = recipe.framework.kernels(recipe)
-    if past or tokens < recipe.length:
-        kernels = replace(kernels, logits="last")
-    tape = Tape(Dim(sequences, "sequences"), Dim(tokens, "tokens"), past, recipe.mixed.compute, kernels)
-    tape.method, tape.autocast = method, recipe.mixed.autocast
-    return job.walk(tape)
-
-
-# ---- generation ---------------------------------------------------------------------------
-def _generated(job: Job, recipe: Recipe, goal: Goal) -> list[Item]:
-    """transformers' `generate` over the prompts of a whole step: at the last token, or at the prompts where that takes more."""
-    if recipe.mixed.compute > (recipe.mixed.autocast or recipe.mixed.compute):
-        raise Unknown(
-            f"generation 'in-process' with precision {recipe.precision!r}: what the cache holds is not estimated under autocast of fp32 "
-            "weights; choose precision bf16, or generation vllm or server"
-        )
-    prompt = goal.length - goal.scored
-    first = _phase(job, recipe, goal, tokens=prompt, past=0)
-    last = _phase(job, recipe, goal, tokens=1, past=goal.length - 1)
-    return max(first, last, key=lambda items: sum(item.nbytes for item in items))
-
-
-def _phase(job: Job, recipe: Recipe, goal: Goal, *, tokens: int, past: int) -> list[Item]:
-    """The cache after `tokens` more, and what the pass makes; a layer's cache is copied as it grows, keys and values in turn."""
-    tape = _walked(job, recipe, recipe.trains, goal.generated, tokens, past)
-    dtype = "fp32" if recipe.mixed.compute == 4 else recipe.precision[:4]
-
-    def held(cache: Cache) -> tuple[int, int, str]:
-        return goal.generated, cache.kept(past + tokens), ""
-
-    items = list(cache_items(text_caches(tape), held, kv_dtype=None, default=dtype, alive=GENERATE, source=CACHED))
-    growing = max(
-        (goal.generated * numel(c.shape) * c.kept(past) * recipe.mixed.compute for c in text_caches(tape) if c.per == "token"), default=0
-    )
-    for op in tape.ops:
-        op.workspace += growing if op.name.endswith(".attention") else 0
-    passing = forward_only(tape).forward
-    logits = tape.ops[-1].writes[0]
-    sampling = numel(logits.shape) * (16 if recipe.mixed.autocast else 12 + logits.itemsize)
-    what = {True: ("the sampler", sampling), False: (f"{tokens:,} tokens more, at {passing.where}", passing.nbytes)}
-    why, nbytes = what[sampling > passing.nbytes]
-    items.append(
-        Item(
-            path=("activations", "generate"),
-            nbytes=nbytes,
-            alive=GENERATE,
-            why=why,
-            source="transformers 5.23 generation/utils.py, _sample",
-        )
-    )
-    return items
-
-
-def _vllm(job: Job, goal: Goal) -> list[Item]:
-    """vLLM beside the training on the same GPU takes its share of the GPU; asleep (level 2) it has neither weights nor cache."""
-    if goal.generation == "server":
-        return []
-    if job.gpu is None:
-        raise BadInput(f"generation {goal.generation!r}: vLLM takes a share of the GPU; name one with gpu")
-    share = job.scenario.gpu_memory_utilization or UTILIZATION
-    nbytes = int(share * job.gpu.usable)
-    alive = GENERATE if goal.generation == "vllm-sleep" else GENERATE | STEP
-    why = f"{share:g} of the GPU's memory: weights, cache and what a pass takes"
-    return [Item(path=("vllm",), nbytes=nbytes, alive=alive, why=why, source="TRL 1.16 generation/vllm_generation.py, _init_vllm")]

@@ -14,12 +14,13 @@ from typing import Any
 
 import pytest
 
+from vramplan.dim import Dim
 from vramplan.engines.train.transformers_versions import Behaviour, behaviour
 from vramplan.families import walk
 from vramplan.methods import Full
 from vramplan.ops.loss import cross_entropy
 from vramplan.sweep import sweep
-from vramplan.tape import Dim, Kernels, Tape
+from vramplan.tape import Kernels, Tape
 
 ROWS = [json.loads(line) for line in (Path(__file__).parents[2] / "data" / "traced" / "versions.jsonl").read_text().splitlines()]
 DROPS = ("gpt2", "bert", "roberta")
@@ -62,10 +63,13 @@ def half_of_statistics(made: Tape) -> int:
 
 
 def unnoted(row: dict[str, Any], did: Behaviour) -> int:
-    """The loss's labels (int64) and the number that it divides by, in the logits' precision."""
+    """The loss's labels (int64; a masked language model's are its inputs here) and the number that it divides by, in the logits'
+    precision; scalars in bf16 that are tensors: Gemma's multiplier of embeddings, GPT-2's divisor of scores in each layer.
+    """
     b, s = row["batch"], row["tokens"]
-    labels = b if row["head"] == "classification" else b * (s - did.loss.shifts_logits * (not row["head"]))
-    return labels * 8 + (4 if did.loss.upcast and not row["head"] else 2)
+    labels = {"classification": b, "mlm": 0}.get(row["head"], b * (s - did.loss.shifts_logits))
+    scalars = {"gemma": 2, "gpt2": 2 * 3}.get(row["model_type"], 0)
+    return labels * 8 + (4 if did.loss.upcast and not row["head"] else 2) + scalars
 
 
 def ids_too_many(row: dict[str, Any], made: Tape) -> int:
@@ -90,10 +94,10 @@ def test_saved_for_backward(row: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("row", [row for row in JUDGED if row["head"] != "classification"], ids=name)
 def test_peak_of_forward_and_backward(row: dict[str, Any]) -> None:
-    """Within 2 % above and 0.1 % below: what the model's frame holds is counted until the loss ends, at these sizes 1.7 %."""
+    """Within 1 % above and 0.1 % below."""
     swept = sweep(tape(row), gradient_itemsize=lambda weight: 2)
     ours = max(swept.forward.nbytes, swept.backward.nbytes)
-    assert -0.001 <= ours / row["peak"] - 1 <= 0.02
+    assert -0.001 <= ours / row["peak"] - 1 <= 0.01
 
 
 @pytest.mark.parametrize("row", [row for row in ROWS if row["attention"] == "eager" and row["model_type"] not in PARTIAL], ids=name)

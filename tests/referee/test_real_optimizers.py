@@ -15,11 +15,12 @@ import pytest
 
 from vramplan import estimate
 from vramplan.allocator import ALLOC, FREE, block_size
+from vramplan.dim import Dim
 from vramplan.families import walk
 from vramplan.optimizers import Optimizer, optimizer
 from vramplan.optimizers.clipping import clipping
 from vramplan.scenario import scenario
-from vramplan.tape import Dim, Tape, Weight
+from vramplan.tape import Tape, Weight
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

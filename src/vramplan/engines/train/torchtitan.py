@@ -1,0 +1,79 @@
+"""torchtitan on one GPU: Llama 3 from scratch or fully trained, fp32 weights under autocast, selective checkpointing by op.
+
+Defaults are those of `train_configs/llama3_*.toml`. Not here: several GPUs; 0.3, which wraps one GPU in FSDP as well; compiled models and
+losses, whose kept tensors Inductor chooses; other models than Llama 3, whose code is their own.
+"""
+
+from __future__ import annotations
+
+from ...errors import Unknown
+from ...ops.loss import cross_entropy
+from ...tape import Kernels, Op, Tape
+from ..job import Account, Job, release
+from .recipe import Framework, Recipe
+from .step import account as step_account
+
+NAMES = ("torchtitan",)
+ABOUT = "one GPU: Llama, full; autocast and FP8; selective and full checkpointing; not: several GPUs, compile, LoRA, other models"
+VERSION = "0.2.2"
+
+GROUPED = (0, 2)
+"""Since then SDPA takes keys and values of fewer heads; before, they were repeated (`models/llama3/model/model.py`, repeat_kv), and the
+PyTorch that 0.1 asks for, 2.8, has no kernel for RMSNorm: its product with the weight keeps the normed x (`native/layer_norm.cpp`)."""
+FSDP_OF_ONE = (0, 3)
+"""Since then a single GPU is wrapped in FSDP too (`models/llama3/parallelize.py`)."""
+KEPT = ("q_proj", "v_proj", "attention", "gate_proj", "down_proj")
+"""Ops whose results `selective_ac_option = "op"` keeps: attention, and every second product, from the first on, of q, k, v, o, gate, up,
+down (0.2.2 `distributed/activation_checkpoint.py` _apply_op_sac; `models/llama3/infra/parallelize.py` _op_sac_save_list)."""
+
+
+def account(job: Job) -> Account:
+    """A steady step. Raises Unknown for models and releases that are not described."""
+    version, kind = job.scenario.engine_version or VERSION, job.model.config.get("model_type")
+    if release(version) >= FSDP_OF_ONE:
+        raise Unknown(f"engine_version {version!r}: torchtitan 0.3 wraps one GPU in FSDP, which is not estimated; 0.1 and 0.2 are")
+    if kind != "llama":
+        raise Unknown(f"engine 'torchtitan': its Llama 3 is described, not its model for {kind!r}")
+    return step_account(job, TORCHTITAN)
+
+
+def _kernels(recipe: Recipe) -> Kernels:
+    recent = release(recipe.version) >= GROUPED
+    return Kernels(
+        attention=recipe.attention,
+        norm="fused" if recent else "upcast",
+        mlp="plain",
+        rope="complex",
+        kv="grouped" if recent else "expanded",
+        tied=False,
+        logits="all",
+    )
+
+
+def _kept(op: Op) -> bool:
+    return op.name.endswith(KEPT)
+
+
+def _plain(tape: Tape, recipe: Recipe) -> None:
+    cross_entropy(tape, tape.ops[-1].writes[0])
+
+
+def _assumes(recipe: Recipe) -> list[str]:
+    lines = ["defaults of train_configs/llama3_8b.toml, on one GPU; not compiled; the embedding and the head are two matrices"]
+    return [*lines, "checkpointing selective: selective_ac_option 'op'"] if recipe.checkpointing == "selective" else lines
+
+
+TORCHTITAN = Framework(
+    name="torchtitan",
+    version=VERSION,
+    kernels=_kernels,
+    losses={"plain": _plain},
+    precision="bf16-mixed",
+    precisions=("bf16-mixed", "fp8-mixed"),
+    checkpointing="selective",
+    checkpointings=("none", "full", "selective"),
+    selective=_kept,
+    methods=("full",),
+    clips=True,
+    assumes=_assumes,
+)
