@@ -1,8 +1,8 @@
-"""Trace training steps whose kernels and losses are other packages' (Liger, TRL, cut-cross-entropy, torchao, Unsloth); write their peaks.
+"""Trace training steps whose kernels, losses or models are other packages'; write their peaks.
 
 `python scripts/trace_kernels.py data/traced/kernels.jsonl` appends the cases that the file lacks, each in a process of its own. It needs
-the extra `trace`, liger-kernel, trl, cut-cross-entropy, torchao and unsloth, but neither Triton nor a GPU: kernels are stood in for by ones
-that do nothing, so that the packages' own code makes and keeps its tensors. Where it asks whether a tensor is on CUDA, it is told so.
+the extra `trace` and PACKAGES, but neither Triton nor a GPU: kernels are stood in for by ones that do nothing, so that the packages' own
+code makes and keeps its tensors. Where it asks whether a tensor is on CUDA, it is told so.
 """
 
 from __future__ import annotations
@@ -104,6 +104,7 @@ CASES: tuple[dict[str, Any], ...] = (
         "checkpointing": "none",
     },
 )
+PACKAGES = ("liger-kernel", "trl", "cut-cross-entropy", "torchao", "torchtitan", "unsloth")
 DEFAULTS: dict[str, Any] = {"task": "train", "engine": "transformers", "precision": "bf16", "micro_batch": 1}
 
 
@@ -512,7 +513,7 @@ def versions() -> dict[str, str]:
     """What made the figures."""
     from importlib.metadata import version
 
-    return {name: version(name) for name in ("torch", "transformers", "peft", "accelerate", "liger-kernel", "trl", "torchao")}
+    return {name: version(name) for name in ("torch", "transformers", "peft", "accelerate", *PACKAGES)}
 
 
 def main() -> None:

@@ -52,7 +52,7 @@ ERRORS = {
     "negative-context": "estimate meta-llama/Llama-3.1-8B --context -8192",
     "context-too-long": "estimate meta-llama/Llama-3.1-8B --context 200k",
     "size-without-unit": "estimate meta-llama/Llama-3.1-8B --gpu-memory 24",
-    "two-gpus": "estimate meta-llama/Llama-3.1-8B --gpu-count 2",
+    "two-gpus": "estimate meta-llama/Llama-3.1-8B --gpu-count 2 --context-parallel 2",
     "no-model": "estimate",
     "compare-one": "compare meta-llama/Llama-3.1-8B --gpu rtx-4090",
     "layers-and-model": "estimate meta-llama/Llama-3.1-8B --layers 32",

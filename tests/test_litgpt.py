@@ -112,6 +112,9 @@ def test_defaults_are_those_of_the_command() -> None:
         ({"method": "dora"}, Unknown, "full, lora, qlora"),
         ({"method": "lora", "lora": {"targets": ["q_prj"]}}, BadInput, "q_proj"),
         ({"model": "mistralai/Mixtral-8x7B-v0.1"}, Unknown, "mixtures of experts"),
+        ({"model": "google/gemma-3-1b-it"}, Unknown, "joins queries"),
+        ({"method": "qlora", "precision": "bf16-mixed"}, BadInput, "true precisions only"),
+        ({"optimizer_in_backward": True}, Unknown, "optimizer_in_backward"),
     ],
 )
 def test_what_it_does_not_have_is_refused(keys: dict[str, Any], error_type: type[Exception], says: str) -> None:

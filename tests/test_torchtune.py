@@ -40,7 +40,7 @@ def test_traced(row: dict[str, Any]) -> None:
 def test_traced_together() -> None:
     errors = [abs(error(row)) for row in TRACED]
     assert len(errors) >= 30
-    assert median(errors) <= 0.005
+    assert median(errors) <= 0.002
 
 
 def of(**keys: Any) -> Any:

@@ -92,8 +92,12 @@ class Run:
 
     @property
     def spared(self) -> int:
-        """Bytes of what the first of the runs need not keep, as no gradient passes there."""
-        return 0 if self.checkpointed else sum(t.nbytes for t in self.own if t.spared and self.keeps(t))
+        """Bytes of what the first of the runs need not keep: no gradient passes there, or its input is kept where it was made."""
+        source = self.entry.follows or self.entry
+        if self.checkpointed:
+            return self.entry.nbytes if source.saved and not self.offloaded else 0
+        kept = [t for t in self.own if self.keeps(t) and (t.spared or (t is self.entry and source.saved and source is not t))]
+        return sum(t.nbytes for t in kept)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

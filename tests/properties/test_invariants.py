@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from strategies import ENGINES, MODELS, scenarios
 
@@ -74,6 +74,8 @@ def peak(given_: dict[str, Any], **more: Any) -> int:
 @few
 @given(scenarios(), st.integers(1, 512))
 def test_more_context_never_takes_less(given_: dict[str, Any], more: int) -> None:
+    """But for SGLang's hybrids, whose pools give whole slots of state for tokens."""
+    assume(given_["engine"] != "sglang" or not ("Jamba" in given_["model"] or "Next" in given_["model"]))
     # A pass of llama.cpp is never longer than its context, so that a short one has a smaller graph too.
     assert peak(given_, context_length=given_["context_length"] + more) >= peak(given_)
 

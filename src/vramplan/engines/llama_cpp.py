@@ -7,7 +7,7 @@ which graph a pass makes (llama_cpp_graph.py) and how ggml places it (llama_cpp_
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from ..dim import numel
@@ -111,8 +111,11 @@ def remarks(setup: Setup, total: int, room: int | None) -> list[str]:
 
     def fits(other: Scenario) -> bool:
         made = prepare(replace(job, scenario=other))
-        compute = compute_buffers(made)
-        return all(sum(i.nbytes for i in device_items(made, d, compute[d])) <= room for d in range(made.placed.gpus))
+
+        def within(compute: Sequence[int]) -> bool:
+            return all(sum(i.nbytes for i in device_items(made, d, compute[d])) <= room for d in range(made.placed.gpus))
+
+        return within([0] * (made.placed.gpus + 1)) and within(compute_buffers(made))  # the graph, which is slow, only where the rest fits
 
     moe = any(weight.kind == "experts" for weight in setup.tape.weights)
     context = s.context_length or job.context(default=job.model.context_length or 4096)

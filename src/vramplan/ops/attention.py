@@ -64,7 +64,7 @@ def attention(
         elif mask is None and window and masked and keys >= window:
             mask = t.shared(f"{name}.mask {window}", (Dim(1), s, keys), itemsize=1)
         copied = t.kernels.kv == "expanded" or (kv_heads != 1 if mask or t.kernels.kv == "repeated" else q.itemsize == 4)
-        by_head = by_head or t.kernels.rope == "concatenated"
+        by_head = t.kernels.rope == "concatenated" or (by_head and t.kernels.rope != "stacked")
         if grouped and copied and t.kernels.attention == "sdpa":
             k, v = (_repeated(t, x, (b, keys, heads, width), f"{name}.{side}") for x, width, side in ((k, d, "k"), (v, dv, "v")))
         elif grouped and mask and k is not given:

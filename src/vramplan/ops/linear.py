@@ -32,7 +32,8 @@ def embed(t: Tape, name: str, vocab: int, width: int, ids: Tensor | None = None,
     adapter = t.method.adapter(t.prefix + name, weight) if t.method else None
     if adapter:
         x = embedding(t, ids, x, name, vocab, adapter)
-    x.grad = x.grad or (t.method is not None and t.method.inputs_need_gradients())
+    if t.method and t.method.inputs_need_gradients() and not any(op.writes[0].grad for op in t.ops):
+        x.grad, x.saved = True, 1  # a leaf, which the node that gathers its gradient holds (torch `autograd/functions/accumulate_grad.h`)
     x = t.hold(x)
     return t.merged(x) if merges else x, weight
 

@@ -144,6 +144,7 @@ def _grouped(
         t.hold(lowered)
         wide = max(size, share.itemsize)
         weighted = t.op("experts.weighted", (lowered, share), (rows, hidden), itemsize=wide, saves=(lowered, share))
+        t.ops[-1].backward_workspace = weighted.nbytes if share.grad else 0  # of the share's gradient, before it is summed
         back = t.hold(t.op("experts.back", (order,), (rows,), itemsize=8, saves_out=True))
         restored = t.hold(t.op("experts.restore", (weighted, back), (rows, hidden), itemsize=wide))
         summed = t.op("experts.combine", (restored,), x.shape, itemsize=wide)

@@ -130,8 +130,10 @@ def recipe(asked: Scenario, model: Model, **choices: Any) -> Recipe:
             raise Unknown(f"{key} is not traced: vramplan trace is of one GPU and plain PyTorch; leave it out, or trace your own script")
     if asked.sharding not in (None, "none"):
         raise Unknown(f"sharding {asked.sharding!r} is not traced: vramplan trace is of one GPU")
-    if asked.loss in ("chunked", "fused"):
+    if asked.loss not in (None, "plain"):
         raise Unknown(f"loss {asked.loss!r} is not traced: transformers itself has the plain loss only; trace your own script with yours")
+    if asked.kernels not in (None, "native"):
+        raise Unknown(f"kernels {asked.kernels!r} are not traced: Triton's do not run on fake tensors; estimate has them")
     if asked.checkpointing == "selective":
         raise Unknown("checkpointing 'selective' is not traced: transformers has none or full; trace your own script with yours")
     method = (asked.method or implied(asked.quantization, asked.lora)).lower()

@@ -34,6 +34,8 @@ Workspace = Callable[[tuple[Any, ...], Mapping[str, Any], Any], Iterable[tuple[s
 _SCALAR = torch.ops.aten._local_scalar_dense.default
 _DEVICE = torch.ops.prim.device.default
 _CAST = torch.ops.aten._to_copy.default
+_INDEX_PUT, _INDEX_PUT_ = torch.ops.aten.index_put.default, torch.ops.aten.index_put_.default
+"""index_backward writes into its zeros, but for subclasses of tensors, which fake ones are (torch/csrc/autograd/FunctionsManual.cpp)."""
 
 
 class Recorder(TorchDispatchMode):
@@ -152,6 +154,8 @@ class Recorder(TorchDispatchMode):
             return result
         if func in self._products:
             self._first_product()
+        if func is _INDEX_PUT and (node := torch._C._current_autograd_node()) is not None and node.name() == "IndexBackward0":
+            func = _INDEX_PUT_
         result = self._call(func, args, kwargs)
         name = func.__name__
         if isinstance(result, torch.Tensor):

@@ -47,10 +47,10 @@ class Images:
 
 
 def asked(job: Job) -> Images:
-    """The scenario's images. Raises BadInput where a size is given and no image, Unknown for steps that are not judged with images."""
+    """The scenario's images. Raises BadInput where a size is given and no image, Unknown for engines that are not judged with images."""
     s = job.scenario
     if s.image_size and not s.images:
         raise BadInput("image_size: there are no images; say how many stand in a sequence, such as images 1")
-    if s.images and (job.engine != "transformers" or s.objective not in (None, "sft")):
-        raise Unknown("images: estimated for engine 'transformers' and objective 'sft' only; leave out images, or the other")
+    if s.images and job.engine != "transformers":
+        raise Unknown(f"images with engine {job.engine!r}: estimated for engine 'transformers' only; leave one of them out")
     return Images(each=s.images or 0, size=s.image_size, towers=s.tower or "trained")

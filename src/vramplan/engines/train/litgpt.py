@@ -50,7 +50,10 @@ JOINED = ("qkv_proj", "query_key_value", "Wqkv", "c_attn", "attn")
 
 def account(job: Job) -> Account:
     """A steady step of `litgpt finetune`. QLoRA takes bitsandbytes' PagedAdamW (0.5.13 `litgpt/utils.py` instantiate_bnb_optimizer)."""
+    job.refuse("optimizer_in_backward", "kbit_preparation", "trained_modules")
     method = job.scenario.method or implied(job.scenario.quantization, job.scenario.lora)
+    if method == "qlora" and (job.scenario.precision or "").endswith("-mixed"):
+        raise BadInput(f"precision {job.scenario.precision!r} with qlora: LitGPT quantises with true precisions only; choose bf16")
     return step_account(job, replace(LITGPT, optimizer="paged-adamw-32bit") if method == "qlora" else LITGPT)
 
 
@@ -117,9 +120,11 @@ def _kernels(recipe: Recipe) -> Kernels:
 
 
 def _loss(tape: Tape, recipe: Recipe) -> None:
-    """The head in chunks with adapters, whole without; the loss in chunks. Raises Unknown for mixtures of experts."""
+    """The head in chunks with adapters, whole without; the loss in chunks. Raises Unknown for models not described as it runs them."""
     if any(weight.kind == "experts" for weight in tape.weights):
         raise Unknown("engine 'litgpt': mixtures of experts, which it runs one expert at a time, are not estimated by this version")
+    if not any(weight.parts for weight in tape.weights):
+        raise Unknown("engine 'litgpt': it joins queries, keys and values in one projection, as this model's are not described here")
     logits = tape.ops[-1].writes[0]
     if recipe.adapters:
         chunked_cross_entropy(tape, logits, rows=CHUNK)
@@ -167,6 +172,7 @@ LITGPT = Framework(
     version=VERSION,
     kernels=_kernels,
     losses={"chunked": _loss},
+    precisions=("bf16", "fp16", "fp32", "bf16-mixed", "fp16-mixed"),
     optimizer="adamw",
     loss="chunked",
     checkpointings=("none",),

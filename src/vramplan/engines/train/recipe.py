@@ -59,11 +59,11 @@ class Framework:
 
     `kernels` gives the variants of the ops for a recipe, `kernel_sets` their names in a scenario. Not all train `encoders`. `optimizers`:
     what the names of some mean to it; one that `zeroes_gradients` keeps them from step to step. `context`: bytes of the CUDA context and
-    where that is said. `losses` and `checkpointings` are the names that it knows: a loss is noted on the tape that the model has walked; the
-    ops whose outputs selective checkpointing keeps are named by `selective`; checkpointing `offloads` layers' inputs to the host. With
-    `wide_embeddings` 8-bit optimizers keep embeddings' states in fp32; one that `clips` does so by default. `master` is its wrapper for fp32
-    master weights. `objectives`: whether TRL's trainers run on it. `adapts` makes the adapters its own; `stays` is what else is there from
-    one pass to the next. `assumes` says what was assumed beyond the recipe.
+    where that is said. `losses` and `checkpointings` are the names that it knows: a loss is noted on the tape that the model has walked;
+    the ops whose outputs selective checkpointing keeps are named by `selective`; one that `offloads` sends checkpointed layers' inputs to
+    the host. With `wide_embeddings` 8-bit optimizers keep embeddings' states in fp32; one that `clips` does so by default. `master` is its
+    wrapper for fp32 master weights. `objectives`: whether TRL's trainers run on it. `adapts` makes the adapters its own; `stays` is what
+    else is there from one pass to the next. `assumes` says what was assumed beyond the recipe.
     """
 
     name: str

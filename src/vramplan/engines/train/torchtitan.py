@@ -6,8 +6,9 @@ losses, whose kept tensors Inductor chooses; other models than Llama 3, whose co
 
 from __future__ import annotations
 
-from ...errors import Unknown
+from ...errors import BadInput, Unknown
 from ...ops.loss import cross_entropy
+from ...optimizers import named
 from ...tape import Kernels, Op, Tape
 from ..job import Account, Job, release
 from .recipe import Framework, Recipe
@@ -22,6 +23,8 @@ GROUPED = (0, 2)
 PyTorch that 0.1 asks for, 2.8, has no kernel for RMSNorm: its product with the weight keeps the normed x (`native/layer_norm.cpp`)."""
 FSDP_OF_ONE = (0, 3)
 """Since then a single GPU is wrapped in FSDP too (`models/llama3/parallelize.py`)."""
+OPTIMIZERS = ("adamw-fused", "adamw", "adamw-forloop")
+"""AdamW, and Adam, which has the same states (0.2.2 `components/optimizer.py`)."""
 KEPT = ("q_proj", "v_proj", "attention", "gate_proj", "down_proj")
 """Ops whose results `selective_ac_option = "op"` keeps: attention, and every second product, from the first on, of q, k, v, o, gate, up,
 down (0.2.2 `distributed/activation_checkpoint.py` _apply_op_sac; `models/llama3/infra/parallelize.py` _op_sac_save_list)."""
@@ -29,9 +32,14 @@ down (0.2.2 `distributed/activation_checkpoint.py` _apply_op_sac; `models/llama3
 
 def account(job: Job) -> Account:
     """A steady step. Raises Unknown for models and releases that are not described."""
-    version, kind = job.scenario.engine_version or VERSION, job.model.config.get("model_type")
+    s, kind = job.scenario, job.model.config.get("model_type")
+    version = s.engine_version or VERSION
     if release(version) >= FSDP_OF_ONE:
         raise Unknown(f"engine_version {version!r}: torchtitan 0.3 wraps one GPU in FSDP, which is not estimated; 0.1 and 0.2 are")
+    if s.checkpoint_every and s.checkpointing in (None, "selective"):
+        raise BadInput(f"checkpoint_every {s.checkpoint_every}: what torchtitan calls selective_ac_option is this with checkpointing full")
+    if s.optimizer and named(s.optimizer) not in OPTIMIZERS:
+        raise Unknown(f"optimizer {s.optimizer!r}: torchtitan has {', '.join(OPTIMIZERS)}")
     if kind != "llama":
         raise Unknown(f"engine 'torchtitan': its Llama 3 is described, not its model for {kind!r}")
     return step_account(job, TORCHTITAN)

@@ -1,7 +1,8 @@
 """torchtune's single-device recipes: their defaults, kernels, adapters and losses.
 
-Each layer is checkpointed unless asked otherwise, keys and values are repeated to all heads, projections are apart even where a checkpoint
-joins them, and QLoRA's base is torchao's NF4Tensor. Knowledge distillation, QAT and PPO are not known, nor several GPUs and compilation.
+Each layer is checkpointed unless asked otherwise, keys and values of several heads are repeated to all, projections are apart even where a
+checkpoint joins them, and QLoRA's base is torchao's NF4Tensor. Knowledge distillation, QAT and PPO are not known, nor packed data, several
+GPUs and compilation.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ PAIRS, HALVES = ("llama", "mistral", "gemma", "gemma2"), ("qwen2", "phi3")
 (0.6.1 `models/*/_component_builders.py`, `modules/position_embeddings.py`, `models/qwen2/_positional_embeddings.py`)."""
 SCALED = 131072
 """Positions of Llama 3.1 and later, whose layers share one table with adapters too; those of others share it without only."""
+UNKNOWN = 4096
+"""Positions of a table where the model's are not known: those that the module has by default."""
 CHUNKS = 8
 """Pieces of the output (`num_output_chunks`, 0.6.1 `modules/loss/ce_chunked_output_loss.py`)."""
 MLP = ("gate_proj", "up_proj", "down_proj")
@@ -43,7 +46,8 @@ def account(job: Job) -> Account:
     method = s.method or implied(s.quantization, s.lora)
     if kind not in PAIRS + HALVES:
         raise Unknown(f"engine 'torchtune' with model_type {kind!r}: estimated are those that it builds, {', '.join(PAIRS + HALVES)}")
-    framework = replace(TORCHTUNE, kernels=partial(_kernels, kind), stays=partial(_tables, kind), adapts=partial(_linears, kind))
+    framework = replace(TORCHTUNE, stays=partial(_tables, kind), adapts=partial(_linears, kind))
+    job.refuse("kbit_preparation", "trained_modules")
     if s.quantization == "fp4" or s.double_quant is False:
         raise BadInput("torchtune's QLoRA holds weights in nf4 with quantised scales only; leave quantization and double_quant out")
     if method != "full" or s.optimizer or s.optimizer_in_backward is not None or (s.gradient_accumulation or 1) > 1:
@@ -86,18 +90,18 @@ def _tables(kind: str, tape: Tape, recipe: Recipe) -> list[Item]:
     shared = recipe.adapters is None or (kind == "llama" and tape.positions >= SCALED)
     tables = 1 if shared else sum(len(cache.layers) for cache in caches)
     width = int(caches[0].shape[-1]) * (2 if kind in HALVES else 1)
-    why = f"{tables} of {tape.positions:,} positions × {width} × 4 B"
+    positions = tape.positions or max(UNKNOWN, recipe.length)
+    why = f"{tables} of {positions:,} positions × {width} × 4 B"
     source = "torchtune 0.6.1 models/*/_component_builders.py"
-    return [Item(path=("weights", "rotary tables"), nbytes=tables * tape.positions * width * 4, alive=TRAINING, why=why, source=source)]
+    return [Item(path=("weights", "rotary tables"), nbytes=tables * positions * width * 4, alive=TRAINING, why=why, source=source)]
 
 
-def _kernels(kind: str, recipe: Recipe) -> Kernels:
+def _kernels(recipe: Recipe) -> Kernels:
     return Kernels(
         attention="eager" if recipe.attention == "eager" else "sdpa",
         mlp="plain",
-        rope="eager" if kind in HALVES else "stacked",
-        rotary="own",
-        kv="expanded",
+        rope="stacked",
+        kv="repeated",
         qkv="split",
         gate_up="split",
         dropout=False,
@@ -123,7 +127,7 @@ def _assumes(recipe: Recipe) -> list[str]:
 TORCHTUNE = Framework(
     name="torchtune",
     version=VERSION,
-    kernels=partial(_kernels, "llama"),
+    kernels=_kernels,
     losses={"chunked": _chunked, "plain": _plain},
     precisions=("bf16", "fp32"),
     optimizer="adamw-fused",

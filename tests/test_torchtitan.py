@@ -1,0 +1,77 @@
+"""torchtitan on one GPU: steps of its own Llama, loss and checkpointing, traced; what its checkpointing keeps; what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vramplan import BadInput, Unknown, estimate, scenario
+from vramplan.ledger import Moment
+
+TRACED = Path(__file__).parent.parent / "data" / "traced" / "kernels.jsonl"
+ROWS = [row for row in map(json.loads, TRACED.read_text().splitlines()) if row["scenario"]["engine"] == "torchtitan"]
+LLAMA = "meta-llama/Llama-3.1-8B"
+TOKENS, WIDTH, HEADS, KEYS, MLP, VOCAB, LAYERS = 8192, 4096, 32, 1024, 14336, 128_256, 32
+
+
+def of(**keys: object) -> Any:
+    return estimate(**{"model": LLAMA, "task": "train", "engine": "torchtitan", "sequence_length": TOKENS, **keys})  # type: ignore[arg-type]
+
+
+def name(row: dict[str, Any]) -> str:
+    s = row["scenario"]
+    return "-".join((s["model"].split("/")[-1], s["precision"], str(s["micro_batch"]), s.get("checkpointing", "selective")))
+
+
+@pytest.mark.parametrize("row", ROWS, ids=name)
+def test_peak(row: dict[str, Any]) -> None:
+    ours, traced = estimate(scenario(row["scenario"])).facts["peak_allocated"], row["peak"]
+    assert ours == pytest.approx(traced, rel=0.0001), f"{ours:,} against {traced:,}: {ours / traced - 1:+.3%}"
+
+
+def test_selective_keeps_attention_and_every_second_product() -> None:
+    """Beside its input in fp32 a layer keeps, in bf16, the products q, v, gate and down (the first, third, fifth and seventh), and
+    attention's output with a log-sum-exp for each head and token; not k, o and up.
+    """
+    kept = 2 * (WIDTH + KEYS + MLP + WIDTH + WIDTH) + 4 * HEADS
+    selective, full = (of(checkpointing=kind).ledger.total("saved activations", moment=Moment.LOSS) for kind in ("selective", "full"))
+    assert selective - full == TOKENS * LAYERS * kept
+
+
+def test_its_defaults() -> None:
+    """fp32 weights, fp32 states, the head a matrix of its own."""
+    answer = of()
+    s = answer.scenario
+    assert (s.precision, s.checkpointing, s.optimizer, s.loss) == ("bf16-mixed", "selective", "adamw-fused", "plain")
+    assert answer.ledger.total("weights") == 4 * 8_030_261_248  # as torchtitan prints: "8,030,261,248 total parameters"
+    assert of(model="meta-llama/Llama-3.2-1B").ledger.total("weights") == 4 * (1_235_814_400 + VOCAB * 2048)
+
+
+def test_before_0_2_keys_and_values_were_repeated() -> None:
+    """And a norm, then not one kernel, kept the normed x in fp32: per token and layer two of those, and 2 · 32 heads instead of 2 · 8."""
+    new, old = (of(checkpointing="none", engine_version=version).ledger.total("saved activations") for version in ("0.2.2", "0.1"))
+    assert old - new == TOKENS * (LAYERS * (2 * 4 * WIDTH + 2 * 2 * (WIDTH - KEYS)) + 4 * WIDTH)
+
+
+@pytest.mark.parametrize(
+    ("keys", "error", "words"),
+    [
+        ({"engine_version": "0.3.1"}, Unknown, "wraps one GPU in FSDP"),
+        ({"model": "Qwen/Qwen3-0.6B"}, Unknown, "not its model for 'qwen3'"),
+        ({"method": "lora"}, Unknown, "method 'lora'"),
+        ({"precision": "bf16"}, Unknown, "bf16-mixed, fp8-mixed"),
+        ({"compile": True}, Unknown, "compile"),
+        ({"gpu_count": 8}, Unknown, "gpu_count"),
+        ({"loss": "chunked"}, Unknown, "are plain"),
+        ({"optimizer": "adamw-8bit"}, Unknown, "torchtitan has adamw-fused"),
+        ({"checkpoint_every": 2}, BadInput, "checkpointing full"),
+        ({"precision": "fp8-mixed", "gpu": "a100-sxm-80gb"}, BadInput, "compute capability 8.9"),
+    ],
+)
+def test_what_is_refused(keys: dict[str, object], error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match=words) as caught:
+        of(**keys)
+    assert "\n" not in str(caught.value)
