@@ -14,6 +14,7 @@ import importlib.abc
 import importlib.machinery
 import inspect
 import json
+import logging
 import multiprocessing
 import sys
 import time
@@ -492,6 +493,7 @@ def torchtitan(asked: dict[str, Any]) -> Any:
 def run(asked: dict[str, Any], pipe: Any) -> None:
     """Trace one scenario and send the peaks of its moments in the last step, without workspaces."""
     start = time.perf_counter()
+    logging.disable()  # who keeps Liger's warnings, keeps the frames of the exceptions that are in them
     try:
         sys.meta_path.insert(0, Finder())
         if asked["engine"] == "torchtitan":

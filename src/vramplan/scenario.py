@@ -172,8 +172,6 @@ def _engine(key: str, value: object) -> str:
     return _choice(*dict.fromkeys(ENGINES["infer"] + ENGINES["train"]))(key, known)
 
 
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scenario:
     """What somebody wants to run. Sizes in bytes, lengths in tokens; `None` is left to the engine."""

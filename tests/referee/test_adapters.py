@@ -1,8 +1,8 @@
 """Adapters judged by PEFT: which layers of each family get one, and what autograd really keeps of them.
 
-The first on the meta device, for the smallest model of each model type of the catalogue: the adapters' parameters, in total. The second with
-real tensors on a CPU: small models, PEFT's and bitsandbytes' own layers, the bytes of all storages that autograd saves. Needs the extra
-`trace`.
+The first on the meta device, for the smallest model of each model type of the catalogue: the adapters' parameters, in total.
+The second with real tensors on a CPU: small models, PEFT's and bitsandbytes' own layers, the bytes of all storages that
+autograd saves. Needs the extra `trace`.
 """
 
 from __future__ import annotations
@@ -44,7 +44,9 @@ ENTRIES = [entry for entry in chosen() if entry.config["model_type"] not in ("ro
 def adapted(config: Mapping[str, object], targets: str | tuple[str, ...], **keys: Any) -> Tape:
     kind = str(config["model_type"])
     tape = Tape(Dim(2, "sequences"), Dim(96, "tokens"), kernels=Kernels(logits="all"))
-    tape.method = Adapters(rank=RANK, targets=targets, fused=FUSED.get(kind, ()), routers=kind in ROUTER_LAYERS, **{"dtype": "fp32", **keys})
+    tape.method = Adapters(
+        rank=RANK, targets=targets, fused=FUSED.get(kind, ()), routers=kind in ROUTER_LAYERS, **{"dtype": "fp32", **keys}
+    )
     return walk(tape, config)
 
 
@@ -61,7 +63,7 @@ def test_the_layers_that_peft_adapts(entry: ModelEntry, targets: str) -> None:
     wanted: Any = attention_linears(model) if targets == "attention" else targets
     settings = peft.LoraConfig(r=RANK, target_modules=wanted)
     if kind in WITHOUT_OUT_PROJ and (targets == "all-linear" or not ours):
-        with pytest.raises(ValueError, match="out_proj|target_modules"):
+        with pytest.raises(ValueError, match=r"out_proj|target_modules"):
             peft.get_peft_model(model, settings, low_cpu_mem_usage=True)
         return
     with torch.device("meta"):
