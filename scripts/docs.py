@@ -99,7 +99,7 @@ UNEXPLAINED = """
   rule fitted on 11 of these models is within 0.3 %. CUDA graphs and non-torch memory are medians of these logs, not derived.
 - **ms-swift's training rows** are reserved memory of runs whose sequences vary in length (3,234 tokens on average, cut at the row's limit),
   of models that ran by code of their own. With all sequences at the limit the allocator needs 10 to 44 % less than was measured; replaying
-  random lengths of that average and spread gives 16.8, 25.4 and 27.9 GiB where 18.0, 21.7 and 27.7 were measured. Nothing is fitted to them.
+  random lengths of that average and spread gives 16.8, 25.4 and 27.9 GiB where 18.0, 21.7 and 27.7 were measured. Nothing is fitted.
 - **Rows with several GPUs** are refused in training by this version, and counted as refused.
 - **gpt-oss in vLLM**: MXFP4 weights are padded and repacked on Hopper: 1.5 to 4.9 GiB more than the file.
 - **Gemma-3-4B in vLLM** prints 0.57 GiB more weights than its checkpoint holds.

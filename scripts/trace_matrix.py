@@ -174,7 +174,8 @@ def cases() -> Iterator[dict[str, Any]]:
         attention = "eager" if model in EAGER else "sdpa"
         common = {"model": model, "task": "train", "engine": "transformers", "optimizer": "adamw-fused", "attention": attention}
         for recipe in recipes:
-            yield {**common, "precision": "bf16", "micro_batch": 1, "sequence_length": 1024, **_lora(), **recipe}
+            adapter = {} if recipe["method"] == "full" else _lora()
+            yield {**common, "precision": "bf16", "micro_batch": 1, "sequence_length": 1024, **adapter, **recipe}
     for seer in SEERS:
         for recipe in SEEN:
             yield {"task": "train", "engine": "transformers", "optimizer": "adamw-fused", "attention": "sdpa", **seer, **recipe}

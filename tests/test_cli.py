@@ -237,7 +237,7 @@ def test_every_key_of_a_scenario_is_an_option_of_the_verbs_that_take_one() -> No
 
 def test_a_decoder_described_by_hand_is_a_llama(run: Run) -> None:
     words = "--layers 32 --hidden 4096 --heads 32 --kv-heads 8 --ffn 14336 --vocab 128256 --head-dim 128"
-    more = "--context 8192 --engine transformers --json".split()
+    more = ["--context", "8192", "--engine", "transformers", "--json"]
     by_hand, named = (json.loads(run("estimate", *given, *more).out) for given in (shlex.split(words), (LLAMA,)))
     assert by_hand["quantities"] == named["quantities"]
 

@@ -23,7 +23,7 @@ MODELS = (
     "MiniMaxAI/MiniMax-M2",
 )
 WHOLE = ("gate", "router", "layer", "shared_expert_gate", "q_a_proj", "kv_a_proj_with_mqa")
-"""Matrices that every rank has whole: routers, and MLA's projections down (vLLM 0.21 ReplicatedLinear in models/deepseek_v2.py and others)."""
+"""Matrices that every rank has whole: routers, and MLA's projections down (vLLM 0.21 ReplicatedLinear in models/deepseek_v2.py)."""
 
 
 def tape(model: str) -> Tape:

@@ -156,7 +156,7 @@ def test_neutral_values_of_refused_keys_are_accepted() -> None:
 
 
 def test_a_rank_of_four() -> None:
-    """Weights and cache of Llama-3.1-8B at TP4 as vLLM 0.19.0 logs them on H100: 3.77 GiB (llm-d-planner, tp4pp1dp1), a quarter of the cache."""
+    """Weights and cache of Llama-3.1-8B at TP4 as vLLM 0.19.0 logs them: 3.77 GiB (llm-d-planner, tp4pp1dp1), a quarter of the cache."""
     one, four = vllm(), vllm(gpu_count=4)
     assert four.quantities["weights"] / GiB == pytest.approx(3.77, abs=0.005)
     assert four.ledger.total("kv cache") * 4 == one.ledger.total("kv cache")

@@ -30,12 +30,13 @@ if TYPE_CHECKING:
     from .formats.gguf_facts import ModelFacts
 
 
+NOTHING = Ledger(())
 FLOATS = ("bf16", "fp16", "fp32")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Share:
-    """What one kind of GPU holds: that of number `rank`, and `count` alike; `room` is what the engine may take of it, None without a GPU."""
+    """What one kind of GPU holds: that of number `rank`, and `count` alike; `room` is what the engine may take, None without a GPU."""
 
     rank: int
     count: int
@@ -67,7 +68,7 @@ class Estimate:
     events: Callable[[], Sequence[Event]] | None = None
     outside: int = 0
     shares: tuple[Share, ...] = ()
-    host: Ledger = Ledger(())
+    host: Ledger = NOTHING
 
     @cached_property
     def peak(self) -> tuple[Moment, int]:

@@ -206,7 +206,7 @@ class Scenario:
     )
     group_size: int | None = _key("generations for each prompt (grpo)", _integer(2), "Training")
     generation: str | None = _key(
-        "who makes completions (grpo): transformers in-process, vllm on the same GPU (vllm-sleep: asleep while it trains), a server elsewhere",
+        "who makes completions (grpo): transformers in-process, vllm on this GPU (vllm-sleep: asleep while it trains), a server elsewhere",
         _choice("in-process", "vllm", "vllm-sleep", "server"),
         "Training",
     )

@@ -34,6 +34,7 @@ def trace(model: str, **keys: Any) -> Any:
 
 
 LORA = {"method": "lora", "lora": {"rank": 16}}
+QLORA = {"method": "qlora", "quantization": "nf4", "double_quant": True}
 GPT2 = {"micro_batch": 4, "sequence_length": 1024}
 TABLE: list[tuple[str, dict[str, Any], float, str]] = [
     (LLAMA, {"optimizer": "adamw"}, 75.277, "step"),
@@ -43,10 +44,10 @@ TABLE: list[tuple[str, dict[str, Any], float, str]] = [
     (LLAMA, {"precision": "bf16-mixed", "checkpointing": "full"}, 120.181, "backward"),
     (LLAMA, LORA, 36.89, "backward"),
     (LLAMA, {**LORA, "checkpointing": "full"}, 19.38, "backward"),
-    (LLAMA, {"method": "qlora", "checkpointing": "full"}, 9.737, "backward"),
-    (LLAMA, {"method": "qlora", "checkpointing": "full", "kbit_preparation": True, "precision": "bf16-mixed"}, 13.17, "backward"),
-    (LLAMA, {"method": "qlora"}, 27.24, "backward"),
-    (LLAMA, {"method": "qlora", "checkpointing": "full", "sequence_length": 512}, 6.77, "backward"),
+    (LLAMA, {**QLORA, "checkpointing": "full"}, 9.737, "backward"),
+    (LLAMA, {**QLORA, "checkpointing": "full", "kbit_preparation": True, "precision": "bf16-mixed"}, 13.17, "backward"),
+    (LLAMA, QLORA, 27.24, "backward"),
+    (LLAMA, {**QLORA, "checkpointing": "full", "sequence_length": 512}, 6.77, "backward"),
     ("Qwen/Qwen3-8B", {"checkpointing": "full"}, 61.62, "backward"),
     ("google/gemma-2-9b", {"checkpointing": "full", "attention": "eager"}, 73.25, "backward"),
     ("mistralai/Mixtral-8x7B-v0.1", {"checkpointing": "full"}, 348.24, "backward"),
@@ -141,7 +142,7 @@ def test_flash_backwards_workspaces_follow_flash_api() -> None:
 
 def test_four_bits_hold_half_a_byte_and_their_scales() -> None:
     """nf4 with double quantisation: n/2 packed, n/64 scales of a byte, their scales 4 B for each 256 (bitsandbytes 0.50)."""
-    made = trace(LLAMA, method="qlora", checkpointing="full", sequence_length=512)
+    made = trace(LLAMA, **QLORA, checkpointing="full", sequence_length=512)
     up = [b for b in made.blocks if b.module.endswith("layers.0.mlp.up_proj.base_layer") and b.op == "load"]
     n = 14336 * 4096
     assert sorted(b.nbytes for b in up)[-3:] == [n // 64 // 256 * 4, n // 64, n // 2]

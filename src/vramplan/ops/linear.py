@@ -84,7 +84,7 @@ def head(t: Tape, x: Tensor, name: str, vocab: int, *, tied: Weight | None = Non
     transformers since 4.45 (`num_logits_to_keep`, later `logits_to_keep`) and every serving engine compute the last position's only.
     """
     rows = Dim(1, "last token") if t.kernels.logits == "last" else x.shape[-2]
-    last = t.view(x, (*x.shape[:-2], rows, x.shape[-1]))
+    last = t.view(t.hold(x), (*x.shape[:-2], rows, x.shape[-1]))
     if tied is None or not t.kernels.tied:
         logits = linear(t, last, name, vocab, bias=bias, kind="head")
     else:

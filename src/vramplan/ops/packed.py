@@ -16,7 +16,7 @@ KERNEL_ROWS = 64
 class Packed:
     """How frozen linear layers are stored: `kind` nf4, fp4, int8 or nf4tensor (torchao's). 4-bit ones compute in elements of `compute`
     bytes, and have quantised scales with `double`; `half` says that activations are fp16, which LLM.int8() computes in. `head`: the head
-    too. `twice`: a 4-bit weight was quantised from fp16 and is unpacked to it, then copied to the computing precision. `keeps`: a product keeps
+    too. `twice`: a 4-bit weight was quantised from fp16 and is unpacked to it, then copied to the precision computed in. `keeps`: it keeps
     its input for backward, as bitsandbytes' did before 0.43.2 (its #1270), out of reach of checkpointing.
     """
 

@@ -46,7 +46,7 @@ def efficient_backward(*, batch: int, heads: int, tokens: int, keys: int, head_d
 def attention_backward(
     *, batch: int, heads: int, kv_heads: int, tokens: int, keys: int, head_dim: int, itemsize: int, masked: bool = False
 ) -> int:
-    """Bytes in all for the kernel that `scaled_dot_product_attention` takes: flash for 16 bits, efficient attention for 32 or with a mask."""
+    """Bytes in all for the kernel that `scaled_dot_product_attention` takes: flash for 16 bits, efficient for 32 or with a mask."""
     sizes = {"batch": batch, "heads": heads, "tokens": tokens, "keys": keys, "head_dim": head_dim, "itemsize": itemsize}
     lines = flash_backward(kv_heads=kv_heads, **sizes) if itemsize == 2 and not masked else efficient_backward(**sizes)
     return sum(nbytes for _, nbytes in lines)

@@ -48,7 +48,8 @@ class Recipe:
     `quantization` is that of a frozen base, or None; `kbit_preparation` PEFT's `prepare_model_for_kbit_training`; `frozen_modules` are
     left out of full fine-tuning; each sequence has `images` of `image_size` (height and width), and of the `tower` that sees them trains
     nothing ("frozen"), the "projector", or what the method says; `clip` is a gradient norm or None; `padded` says that a mask with padding
-    is given, for which flash attention cannot run. An encoder has a `head`: "classification" or "mlm". `attention` "auto" is what transformers takes: sdpa, or eager where the model has no
+    is given, for which flash attention cannot run. An encoder has a `head`: "classification" or "mlm".
+    `attention` "auto" is what transformers takes: sdpa, or eager where the model has no
     other. `loop` says who holds the model's output, and so the logits: a "plain" loop's variable
     does until the next step, while transformers' "trainer" lets it go before the backward pass.
     """

@@ -46,6 +46,9 @@ class Images:
         ]
 
 
+NO_IMAGES = Images()
+
+
 def asked(job: Job) -> Images:
     """The scenario's images. Raises BadInput where a size is given and no image, Unknown for engines that are not judged with images."""
     s = job.scenario

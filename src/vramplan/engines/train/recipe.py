@@ -18,7 +18,7 @@ from ...tape import Kernels, Op, Tape, Weight
 from ..job import MANY, Job
 from ..transformers import CUDA_CONTEXT
 from .adapters import adapters_of, base_of, method_of
-from .images import Images, asked
+from .images import NO_IMAGES, Images, asked
 from .objectives.goal import Goal, aimed, trl
 
 FLOATS = {"fp32": 4, "bf16": 2, "fp16": 2}
@@ -120,7 +120,7 @@ class Recipe:
     optimizer: str
     adapters: Adapters | None
     frozen: tuple[str, ...] = ()
-    images: Images = Images()
+    images: Images = NO_IMAGES
     prepared: bool = False
     goal: Goal | None = None
 

@@ -50,10 +50,11 @@ def account(job: Job) -> Account:
         return liger.kernels(kind, own) if s.kernels == "liger" else own
 
     def plain(tape: Tape, recipe: Recipe) -> None:
-        """An encoder's labels are not shifted; a classifier's logits stay as they are."""
+        """An encoder's labels are not shifted; a classifier's logits stay as they are. What the model's forward names lives to its end."""
         encoder, classifies = not tape.caches, not tape.caches and tape.head == "classification"
         loss = replace(did.loss, shifts_logits=False, upcast=did.loss.upcast and not classifies) if encoder else did.loss
-        cross_entropy(tape, tape.ops[-1].writes[0], loss)
+        with tape.module("", *tape.frames[0]):
+            cross_entropy(tape, tape.ops[-1].writes[0], loss)
 
     def without_logits(tape: Tape, recipe: Recipe) -> None:
         if not tape.caches:

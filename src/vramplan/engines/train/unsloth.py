@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from ...dim import numel
 from ...errors import Unknown
 from ...ledger import Item, Moment
 from ...ops import fused_loss
-from ...tape import Kernels, Tape, numel
+from ...tape import Kernels, Tape
 from ..job import Account, Job, release
 from .recipe import Framework, Recipe
-from .step import TRAINING
 from .step import account as step_account
+from .stepping import TRAINING
 
 NAMES = ("unsloth",)
 ABOUT = "one GPU: LoRA and QLoRA of Llama, Mistral and Qwen3; offloaded checkpointing; fused loss; not: full, compiled blocks, dropout"
