@@ -83,9 +83,9 @@ def test_more_context_never_takes_less(given_: dict[str, Any], more: int) -> Non
 @few
 @given(scenarios(), st.integers(1, 64))
 def test_more_sequences_never_take_less(given_: dict[str, Any], more: int) -> None:
-    per_slot = given_["context_length"] * given_["sequences"]  # llama.cpp shares its context among the slots
-    context = {"context_length": min(per_slot, 512)} if given_["engine"] == "llama.cpp" else {}
-    assert peak({**given_, **context}, sequences=given_["sequences"] + more) >= peak({**given_, **context})
+    """But for llama.cpp, where several sequences share the context and their pass is another graph, which may take less."""
+    assume(given_["engine"] != "llama.cpp")
+    assert peak(given_, sequences=given_["sequences"] + more) >= peak(given_)
 
 
 @few
