@@ -87,16 +87,21 @@ def reaches(towers: Towers, weight: Weight) -> bool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Full:
-    """Every weight trains, in a tower if `towers` says so, but not those of `frozen` modules."""
+    """Every weight trains, in a tower if `towers` says so, but not those of `frozen` modules.
+
+    With `checkpointing` transformers asks inputs for gradients, so that frozen parts before trained ones pass them on
+    (`activation_checkpointing_enable`, transformers 5.23 `modeling_utils.py`).
+    """
 
     frozen: tuple[str, ...] = ()
     towers: Towers = "trained"
+    checkpointing: bool = False
 
     def trains(self, weight: Weight) -> bool:
         return weight.kind != "buffer" and reaches(self.towers, weight) and not inside(weight.name, self.frozen)
 
     def inputs_need_gradients(self) -> bool:
-        return False
+        return self.checkpointing
 
     def copies(self, module: str) -> bool:
         return False

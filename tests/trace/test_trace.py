@@ -148,6 +148,70 @@ def test_four_bits_hold_half_a_byte_and_their_scales() -> None:
     assert sorted(b.nbytes for b in up)[-3:] == [n // 64 // 256 * 4, n // 64, n // 2]
 
 
+SMALL = {
+    "model_type": "llama",
+    "hidden_size": 256,
+    "intermediate_size": 512,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 1000,
+    "max_position_embeddings": 512,
+}
+WIDTHS = [(256, 256), (256, 128), (256, 128), (256, 256), (256, 512), (256, 512), (512, 256)]
+"""In and out of a layer's linear layers."""
+
+
+def loaded(made: Any, ends: str) -> list[int]:
+    """Bytes of what was loaded of the modules whose names end so, the least first."""
+    return sorted(b.nbytes for b in made.blocks if b.op == "load" and b.module.endswith(ends))
+
+
+def test_eight_bits_hold_a_byte_and_a_scale_for_each_row() -> None:
+    """LLM.int8(): the weight in int8 and SCB, fp32 for each output (bitsandbytes 0.50, Int8Params._quantize)."""
+    made = trace(SMALL, method="qlora", quantization="int8", sequence_length=64)
+    assert loaded(made, "layers.0.mlp.up_proj.base_layer") == [512 * 4, 512 * 256]
+
+
+def test_preparation_makes_fp32_of_what_is_not_packed() -> None:
+    plain, prepared = (trace(SMALL, **QLORA, kbit_preparation=flag, sequence_length=64) for flag in (False, True))
+    assert loaded(plain, "model.embed_tokens") == [1000 * 256 * 2]
+    assert loaded(prepared, "model.embed_tokens") == [1000 * 256 * 4]
+    assert loaded(plain, "layers.1.mlp.up_proj.base_layer") == loaded(prepared, "layers.1.mlp.up_proj.base_layer")
+    assert ["checkpointing full" in made.assumptions[0] for made in (plain, prepared)] == [False, True]
+
+
+def test_dora_has_a_magnitude_for_each_output() -> None:
+    dora, rslora, lora = (trace(SMALL, method=method, sequence_length=64) for method in ("dora", "rslora", "lora"))
+    magnitudes = sum(b.nbytes for b in dora.blocks if b.op == "load" and "lora_magnitude_vector" in b.module)
+    assert magnitudes == 2 * sum(out for _, out in WIDTHS) * 4
+    assert rslora.peak.nbytes == lora.peak.nbytes < dora.peak.nbytes
+
+
+def test_gpt2s_convolutions_are_packed_too() -> None:
+    """transformers makes Linear4bit of Conv1D as well: c_attn's 768 × 2,304 in half a byte each, an fp32 scale for 64 of them."""
+    made = trace("openai-community/gpt2", method="qlora", quantization="nf4", sequence_length=64)
+    n = 768 * 2304
+    assert loaded(made, "h.0.attn.c_attn.base_layer")[-2:] == [n // 64 * 4, n // 2]
+
+
+def test_what_is_frozen_has_no_gradient() -> None:
+    from vramplan.ledger import Moment
+
+    whole, part = (trace(SMALL, frozen_modules=names, sequence_length=64).ledger() for names in (None, ["embed_tokens", "mlp"]))
+    frozen = 1000 * 256 + 2 * 3 * 256 * 512
+    for category, each in (("gradients", 2), ("optimizer states", 4)):
+        found = [ledger.total(category, moment=Moment.STEP) for ledger in (whole, part)]
+        assert found[0] - found[1] == pytest.approx(frozen * each, abs=512 * 2 * 7)
+
+
+def test_grouped_products_of_fp32_run_as_on_cuda() -> None:
+    """Under autocast an expert's stacked matrices stay fp32: torch._grouped_mm has a fallback for them on CUDA and none for CPUs."""
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "model_type": "olmoe"}
+    made = trace({**SMALL, **experts}, precision="bf16-mixed", sequence_length=64)
+    assert made.peak.nbytes > 0
+
+
 EMBEDDINGS = 262_668_288 / 1_235_814_400
 """Their share of Llama-3.2-1B; for 8-bit optimizers, transformers' Trainer keeps their states in fp32."""
 

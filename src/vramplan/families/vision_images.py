@@ -122,12 +122,13 @@ def prefix_mask(t: Tape, window: int | None) -> Tensor | None:
 
 def scatter(t: Tape, x: Tensor, features: Tensor) -> Tensor:
     """The embeddings [b, s, hidden] with images' `features` in the places of their tokens. Backward keeps the places, a byte for each, and
-    the embeddings where gradients are asked of them.
+    frozen embeddings of which gradients are asked.
 
     Source: `aten::masked_scatter`, pytorch `derivatives.yaml`; transformers 5.23, `get_placeholder_mask` and what follows it.
     """
     if not t.images:
         return x
     mask = t.tensor("image_mask", (*x.shape[:-1], Dim(1)), itemsize=1)
-    kept = (mask, x) if inputs_asked(t) else (mask,)
+    leaf = inputs_asked(t) and not any(weight.trained for weight in t.weights if weight.kind == "embed" and weight.tower is None)
+    kept = (mask, x) if leaf else (mask,)
     return t.hold(t.op("masked_scatter", (x, features), x.shape, saves=kept, extra=(mask,)))

@@ -127,7 +127,7 @@ class Recipe:
     @property
     def trains(self) -> Full | Adapters:
         """What trains."""
-        return self.adapters or Full(frozen=self.frozen, towers=self.images.towers)
+        return self.adapters or Full(frozen=self.frozen, towers=self.images.towers, checkpointing=self.checkpointing != "none")
 
     @property
     def mixed(self) -> Precision:
