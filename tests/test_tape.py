@@ -157,10 +157,10 @@ def test_towers_count_their_weights_only() -> None:
     t = tape()
     with t.tower("vision"):
         weight = t.weight("patch.weight", (Dim(3),), "conv")
-        x = t.op("patch", (), (Dim(100),), flops=5, saves_out=True)
+        t.op("patch", (), (Dim(100),), flops=5, saves_out=True)
         t.cache("keys", "k", (Dim(6),))
     step(t, "y", 4)
-    assert (weight.part, x.tower, t.caches[0].tower) == ("vision tower", "vision", "vision")
+    assert (weight.part, weight.tower, t.caches[0].tower) == ("vision tower", "vision", "vision")
     assert (t.parameters, t.flops, t.saved_bytes, t.peak()) == (3, 0, 0, (4, "y"))
 
 

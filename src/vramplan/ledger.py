@@ -24,6 +24,8 @@ class Moment(Enum):
     BACKWARD = "backward"
     STEP = "step"
 
+    __hash__ = object.__hash__  # Enum's own is a Python function, and every sum over moments asks for it
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Item:
@@ -48,8 +50,9 @@ class Ledger:
 
     def peak(self) -> tuple[Moment, int]:
         """The moment with most bytes alive (the earliest of equals) and those bytes."""
-        moments = [moment for moment in Moment if any(moment in item.alive for item in self.items)]
-        return max(((moment, self.at(moment)) for moment in moments), key=lambda pair: pair[1], default=(Moment.LOAD, 0))
+        seen = frozenset().union(*(item.alive for item in self.items))
+        moments = ((moment, self.at(moment)) for moment in Moment if moment in seen)
+        return max(moments, key=lambda pair: pair[1], default=(Moment.LOAD, 0))
 
     def total(self, *path: str, moment: Moment | None = None) -> int:
         """Bytes of the items below `path`, at `moment` or whenever they are alive."""

@@ -123,7 +123,7 @@ def sweep(
     accumulates: bool = False,
     stepping: Callable[[Weight], int] | None = None,
 ) -> Sweep:
-    """Sweep the tape's ops, towers that do not run left out.
+    """Sweep the tape's ops.
 
     A weight's gradient has `gradient_itemsize(weight)` bytes per element. With `accumulates` the gradients of the pass before are there
     already (counted by the caller), and each new one lives only until it is added. With `stepping` each weight's optimizer steps as soon as
@@ -159,13 +159,11 @@ def _runs(tape: Tape, checkpointing: Checkpointing | None) -> list[tuple[Run, in
 
     A checkpointed layer through which no gradient passes keeps nothing, as without.
     """
-    numbered = [(index, op) for index, op in enumerate(tape.ops) if op.tower is None]
     by_birth: dict[int, list[Tensor]] = {}
     for tensor in tape.tensors:
-        if tensor.tower is None:
-            by_birth.setdefault(tensor.born, []).append(tensor)
+        by_birth.setdefault(tensor.born, []).append(tensor)
     runs: list[tuple[Run, int]] = []
-    for _, group in groupby(numbered, key=lambda pair: pair[1].region):
+    for _, group in groupby(enumerate(tape.ops), key=lambda pair: pair[1].region):
         some = list(group)
         first, ops = some[0][0], [op for _, op in some]
         own = [tensor for index, _ in some for tensor in by_birth.get(index, ())]

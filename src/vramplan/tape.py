@@ -109,7 +109,6 @@ class Tensor:
     born: int
     last: int
     repeats: int = 1
-    tower: str | None = None
     base: Tensor | None = None
     saved: int = 0
     grad: bool = False
@@ -146,7 +145,6 @@ class Op:
     repeats: int
     region: int
     in_layers: bool
-    tower: str | None = None
     keeps: tuple[Tensor, ...] = ()
     workspace: int = 0
     backward_workspace: int = 0
@@ -184,11 +182,13 @@ class Kernels:
     use; `kv`: kernels of attention take `grouped` keys and values, or sdpa gets copies `repeated` to all heads where there are several, or
     `expanded` always; `softmax`: 16-bit scores are `copied` to fp32 for theirs (bf16), or converted within the kernel (fp16, `fused`);
     `rotary`: cosines and sines are `shared` by all layers, each makes its `own`, or takes them of those `cached` for every position;
-    `experts`: one `grouped` product, or a `looped` module for each; `softmax_keeps`: its output for backward, or `both` that and its input;
+    `experts`: one `grouped` product, a `looped` module for each, or a `batched` product with copies of those that are chosen; `cache`: one
+    that is `kept` somewhere, or is made anew for each token with the one before (`grown`), or is as long as it will be (`static`); `softmax_keeps`: its output for backward, or `both` that and its input;
     `padding_mask`: eager attention of encoders has one where `needed`, or `always`; `layout`: sdpa takes queries `by token`, as they are
     projected, or a copy `by head`. `qkv`: the projections of queries, keys and values are those that are `stored`, or `joined` in one, or
     `split`; `gate_up`, likewise; `tied`: whether a tied head shares the embedding's matrix; `dropout`: whether anything is dropped in
-    training; `adapters`: PEFT's layers beside the frozen ones, or Unsloth's functions in their place, `fused`.
+    training; `adapters`: PEFT's layers beside the frozen ones, or Unsloth's functions in their place, `fused`. `recurrence`: delta rules are
+    `composed` of torch's operators (transformers where no package of kernels is installed), or one `fused` kernel.
     """
 
     attention: Literal["eager", "inplace", "sdpa", "flash"] = "sdpa"
@@ -201,7 +201,8 @@ class Kernels:
     kv: Literal["grouped", "repeated", "expanded"] = "grouped"
     softmax: Literal["copied", "fused"] = "copied"
     rotary: Literal["shared", "own", "cached"] = "shared"
-    experts: Literal["grouped", "looped"] = "grouped"
+    experts: Literal["grouped", "looped", "batched"] = "grouped"
+    cache: Literal["kept", "grown", "static"] = "kept"
     softmax_keeps: Literal["output", "both"] = "output"
     padding_mask: Literal["needed", "always"] = "needed"
     layout: Literal["by token", "by head"] = "by token"
@@ -211,6 +212,7 @@ class Kernels:
     softcap: bool = True
     dropout: bool = True
     adapters: Literal["peft", "fused"] = "peft"
+    recurrence: Literal["composed", "fused"] = "composed"
 
 
 class Method(Protocol):
@@ -434,8 +436,9 @@ class Tape:
     def tensor(self, name: str, shape: tuple[int, ...], itemsize: int = 0) -> Tensor:
         """A new activation, written by the op that is noted next. Where nothing says what trains, it may need a gradient."""
         here = len(self.ops)
-        tensor = Tensor(name, shape, itemsize or self.itemsize, here, here, self.repeats, self.idle, grad=self.method is None)
-        self.tensors.append(tensor)
+        tensor = Tensor(name, shape, itemsize or self.itemsize, here, here, self.repeats, grad=self.method is None)
+        if self.idle is None:
+            self.tensors.append(tensor)
         return tensor
 
     def view(self, x: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -459,29 +462,31 @@ class Tape:
         backward_workspace: int = 0,
         passes: bool = False,
         overwrites: Literal["", "gradient", "kept"] = "",
+        pins: tuple[Tensor, ...] | None = None,
     ) -> Tensor:
-        """Note an op that writes one tensor of `shape` (and `extra`), and return it.
+        """Note an op that writes one tensor of `shape` (and `extra`), and return it; of what does not run nothing is noted.
 
         Backward keeps `saves` (and the output, with `saves_out`) if a gradient is to pass. Those of an op with weights serve the weights'
         gradient, and are kept only if one of them is trained, unless `always` says that the input's gradient needs them too.
         """
         out = self.tensor(self.prefix + name, shape, itemsize)
-        here = len(self.ops)
-        for tensor in reads:
-            tensor.storage.last = here
-        trained = any(weight.trained for weight in weights)
-        out.grad = (trained or any(tensor.storage.grad for tensor in reads)) and not self.without_gradients
+        if self.idle is not None:
+            return out
+        here, sources = len(self.ops), [tensor.base or tensor for tensor in reads]
+        for source in sources:
+            source.last = here
+        trained = any([weight.trained for weight in weights])
+        out.grad = (trained or any([source.grad for source in sources])) and not self.without_gradients
         keeps = tuple(t.storage for t in saves) if out.grad and (trained or always or not weights) else ()
         if saves_out and out.grad:
             keeps = (*keeps, out)
-        out.late = out.grad and not trained and all(tensor.storage.late for tensor in reads if tensor.storage.grad)
+        out.late = out.grad and not trained and all([source.late for source in sources if source.grad])
         for tensor in keeps:
             tensor.spared = out.late and (tensor.spared or not tensor.saved)
             tensor.saved = max(tensor.saved, min(tensor.repeats, self.repeats))
         in_layers = self.repeated is not None and self.recomputed
-        op = Op(self.prefix + name, reads, (out, *extra), weights, flops, self.repeats, self.region, in_layers, self.idle)
-        op.keeps, op.workspace, op.backward_workspace = keeps, workspace, backward_workspace
-        op.passes, op.overwrites = passes, overwrites
+        op = Op(out.name, reads, (out, *extra), weights, flops, self.repeats, self.region, in_layers, keeps, workspace, backward_workspace)
+        op.passes, op.overwrites, op.pins = passes, overwrites, pins
         self.ops.append(op)
         return out
 
@@ -502,6 +507,9 @@ class Tape:
             name=name, side=side, shape=shape, layers=layers, per=per, window=window, stride=stride, dtype=dtype, tower=self.in_tower
         )
         self.caches.append(cache)
+        if self.kernels.cache == "grown" and self.past and per == "token":
+            before = self.tensor(f"{name}.before", (self.sequences, cache.kept(self.past), *shape))
+            self.op(f"{name}.grown", (), (Dim(0),), extra=(before,))
 
     # ---- what is derived ------------------------------------------------------------------
     @property
@@ -516,18 +524,18 @@ class Tape:
 
     @property
     def flops(self) -> int:
-        """FLOPs of this pass (2 per multiply-add), towers left out."""
-        return sum(op.flops * op.repeats for op in self.ops if op.tower is None)
+        """FLOPs of this pass (2 per multiply-add), without towers that do not run."""
+        return sum(op.flops * op.repeats for op in self.ops)
 
     @property
     def moved(self) -> int:
-        """Bytes of activations read and written in this pass, towers left out."""
-        return sum(op.moved * op.repeats for op in self.ops if op.tower is None)
+        """Bytes of activations read and written in this pass, without towers that do not run."""
+        return sum(op.moved * op.repeats for op in self.ops)
 
     @property
     def saved_bytes(self) -> int:
         """Bytes of activations that all layers keep for the backward pass."""
-        return sum(t.nbytes * t.saved for t in self.tensors if t.tower is None)
+        return sum(t.nbytes * t.saved for t in self.tensors)
 
     def peak(self, tower: str | None = None) -> tuple[int, str]:
         """Most bytes of activations alive at once in a forward pass that keeps nothing, and the op where that is.
@@ -537,13 +545,13 @@ class Tape:
         changes = [0] * (len(self.ops) + 1)
         within = range(len(self.ops)) if tower is None else self.towers[tower]
         for tensor in self.tensors:
-            if tensor.tower is None and tensor.born in within:
+            if tensor.born in within:
                 nbytes = tensor.nbytes
                 changes[tensor.born] += nbytes
                 changes[tensor.last + 1] -= nbytes
         best, where, alive = 0, "", 0
         for op, change in zip(self.ops, changes, strict=False):  # the last change is after the last op
             alive += change
-            if alive > best:
-                best, where = alive, op.name
+            if alive + op.workspace > best:
+                best, where = alive + op.workspace, op.name
         return best, where

@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 from ..errors import BadInput, NotFound, nearest
@@ -219,6 +219,7 @@ def _meant(name: str) -> list[Row]:
     return []
 
 
+@lru_cache(maxsize=256)
 def find_gpu(name: str) -> Gpu:
     """The GPU that `name` means: an id, an alias, a name as drivers and people write it, with or without its memory.
 

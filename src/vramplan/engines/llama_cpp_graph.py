@@ -14,6 +14,7 @@ from itertools import groupby
 from ..dim import numel
 from ..errors import Unknown
 from ..tape import Op, Tape, Tensor, Weight
+from .llama_cpp_periods import representatives
 from .llama_cpp_placement import is_merged
 from .llama_cpp_schedule import Node, root
 
@@ -133,7 +134,7 @@ class Builder:
     # ---- the pass ------------------------------------------------------------------------------------------------------
     def build(self) -> list[Node]:
         """The nodes of the whole pass, layers in their order."""
-        ops = [op for op in self.tape.ops if op.tower is None]
+        ops = self.tape.ops
         groups = [list(group) for group in regions(ops)]
         sections = [(layers_of(group), group) for group in groups]
         order = sorted((layer, n) for n, (layers, _) in enumerate(sections) for layer in layers or ())
@@ -141,7 +142,7 @@ class Builder:
         current: tuple[Node, ...] = ()
         for _, group in sections[:first]:
             current = self.section(group, None)
-        for layer, n in order:
+        for layer, n in self.standing(order, sections):
             group = sections[n][1]
             entry = next((r.storage for op in group for r in op.reads if r.storage.follows is not None), group[0].reads[0].storage)
             self.made[id(entry)] = current
@@ -155,6 +156,15 @@ class Builder:
         self.expand(current[0])
         root(current[0]).output = True
         return self.nodes
+
+    def standing(self, order: Sequence[tuple[int, int]], sections: Sequence[tuple[tuple[int, ...] | None, list[Op]]]) -> list[tuple[int, int]]:
+        """Of layers in their `order`, those that stand for all."""
+        weights = [list(dict.fromkeys(w for op in group for w in op.weights)) for _, group in sections]
+        kinds = []
+        for layer, n in order:
+            found = (self.placed(w, layer) for w in weights[n])
+            kinds.append((n, self.stores.get(layer), tuple((device, nbytes * (device == self.host)) for nbytes, device in found)))
+        return [order[i] for i in representatives(kinds)]
 
     def section(self, group: Sequence[Op], layer: int | None) -> tuple[Node, ...]:
         """The ops of one layer, or of what stands before or after them: returns what the last one writes."""

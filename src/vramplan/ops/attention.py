@@ -47,7 +47,7 @@ def attention(
     q, k, v = (lowered(t, x, f"{name}.{side}") for x, side in ((q, "q"), (k, "k"), (v, "v")))
     b, s = q.shape[0], q.shape[1]
     own = k.shape[1]
-    keys = Dim(own + t.past, "keys") if past and t.past else own
+    keys = _keys(t, own, window) if past and t.past else own
     d, dv = q.shape[2] // heads, v.shape[2] // kv_heads
     seen = min(keys, window) if window else keys
     flops = 2 * int(b) * int(heads) * int(s) * int(seen) * (int(d) + int(dv))
@@ -61,7 +61,7 @@ def attention(
     if t.kernels.attention == "flash" or (t.kernels.attention == "sdpa" and sdpa):
         if t.kernels.attention == "flash":
             mask = None
-        elif mask is None and window and masked and keys >= window:
+        elif mask is None and masked and _needs_mask(t, s, keys, window):
             mask = t.shared(f"{name}.mask {window}", (Dim(1), s, keys), itemsize=1)
         copied = t.kernels.kv == "expanded" or (kv_heads != 1 if mask or t.kernels.kv == "repeated" else q.itemsize == 4)
         by_head = t.kernels.rope == "concatenated" or (by_head and t.kernels.rope != "stacked")
@@ -91,6 +91,26 @@ def attention(
             t.frames[-3].append(probabilities)  # the module returns it too, and the layer names it `_` until its own end
         entry = lowered(t, probabilities, f"{name}.probabilities")
         return t.op(name, (entry, v), out, itemsize=v.itemsize, flops=2 * numel(square) * int(dv), saves=(entry, v))
+
+
+def _keys(t: Tape, own: int, window: int | None) -> Dim:
+    """Keys of this pass and those before. A cache that grows has a window's worth of them; one that is as long as it will be, too, but for
+    a prompt that is longer (transformers 5.23 `cache_utils.py`, DynamicSlidingWindowLayer and StaticSlidingWindowLayer).
+    """
+    keys = own + t.past
+    if window and t.kernels.cache != "kept":
+        keys = min(keys, max(int(own), int(window)))
+    return Dim(keys, "keys")
+
+
+def _needs_mask(t: Tape, s: int, keys: int, window: int | None) -> bool:
+    """Whether sdpa is given a mask: where a window hides keys, and always where the cache has room beyond its tokens.
+
+    Source: transformers 5.23 `masking_utils.py`, _ignore_causal_mask_sdpa and sdpa_mask (`allow_is_causal_skip` of compileable caches).
+    """
+    if t.kernels.cache == "static":
+        return t.past > 0
+    return bool(window) and keys >= (window or 0) and not (t.kernels.cache == "grown" and s == 1)
 
 
 def _dense(t: Tape, x: Tensor, name: str) -> Tensor:

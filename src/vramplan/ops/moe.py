@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from ..dim import Dim
+from ..dim import Dim, numel
 from ..tape import Tape, Tensor, Weight
 from .linear import linear
 from .lora import merged
+from .moe_batched import batched
 from .moe_looped import looped
 
 
@@ -66,6 +67,8 @@ def experts(
     flops = 2 * int(rows) * int(hidden) * int(ffn)
     if t.kernels.frames == "held":
         weighting = _weights(t, probabilities, top_k, normalised=normalised, itemsize=4 if fp32_weights else t.itemsize)
+        if t.kernels.experts == "batched":
+            return batched(t, x, weighting, ffn=ffn, gates=gates, ups=ups, downs=downs)
         return _grouped(t, x, weighting, rows, ffn, gates, ups, downs, n_experts)
     permuted = t.op("experts.permute", (x, probabilities), (rows, hidden))
     raised = t.op("experts.up", (permuted,), (rows, gates * ffn), weights=ups, flops=gates * flops, saves=(permuted,))
@@ -143,8 +146,9 @@ def _grouped(
         )
         t.hold(lowered)
         wide = max(size, share.itemsize)
-        weighted = t.op("experts.weighted", (lowered, share), (rows, hidden), itemsize=wide, saves=(lowered, share))
-        t.ops[-1].backward_workspace = weighted.nbytes if share.grad else 0  # of the share's gradient, before it is summed
+        doubled = numel((rows, hidden)) * wide if share.grad else 0  # the share's gradient, before it is summed
+        saves = (lowered, share)
+        weighted = t.op("experts.weighted", saves, (rows, hidden), itemsize=wide, saves=saves, backward_workspace=doubled)
         back = t.hold(t.op("experts.back", (order,), (rows,), itemsize=8, saves_out=True))
         restored = t.hold(t.op("experts.restore", (weighted, back), (rows, hidden), itemsize=wide))
         summed = t.op("experts.combine", (restored,), x.shape, itemsize=wide)

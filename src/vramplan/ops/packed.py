@@ -68,10 +68,10 @@ def _four_bit(t: Tape, x: Tensor, name: str, out: int, weights: tuple[Weight, ..
         always=True,
         workspace=full + 2 * scales if rows > KERNEL_ROWS else 0,
         backward_workspace=full + scales,
+        pins=(),
     )
     if packed.keeps and y.grad:
         entry.storage.pinned = True
-    t.ops[-1].pins = ()
     return _cast(t, y, x.itemsize, f"{name}.output")
 
 
@@ -85,6 +85,7 @@ def _int8(t: Tape, x: Tensor, name: str, out: int, weights: tuple[Weight, ...], 
     elements, results = numel(x.shape), numel(x.shape[:-1]) * int(out)
     other = 0 if packed.half else 2
     quantised = t.op(f"{name}.quantised", (), x.shape, itemsize=1, workspace=elements * (other + 2 + 1))
+    kept = x.storage
     y = t.op(
         name,
         (x, quantised),
@@ -94,12 +95,11 @@ def _int8(t: Tape, x: Tensor, name: str, out: int, weights: tuple[Weight, ...], 
         flops=2 * elements * int(out),
         workspace=results * (4 + other),
         backward_workspace=numel(weights[0].shape) * x.itemsize,
+        pins=(kept,) if kept.grad else (),
     )
-    kept = x.storage
     if kept.grad:
         kept.spared = kept.late and (kept.spared or not (kept.pinned or kept.saved))
         kept.pinned = True
-    t.ops[-1].pins = (kept,) if kept.grad else ()
     return y
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..dim import numel
 from ..tape import Tape, Tensor
 
 
@@ -37,12 +38,18 @@ def selective_scan(
 def gated_delta_rule(
     t: Tape, reads: tuple[Tensor, ...], shape: tuple[int, ...], state: tuple[int, ...], *, state_dtype: str | None
 ) -> Tensor:
-    """S ← S(α − β k kᵀ) + β v kᵀ, y = S q: writes [b, s, heads·dv]; the state `[heads, dk, dv]` per sequence.
+    """S ← S(α − β k kᵀ) + β v kᵀ, y = S q in one kernel: writes [b, s, heads·dv]; the state `[heads, dk, dv]` per sequence.
 
-    FLOPs: about 8 per state element and token. Source: Yang et al. 2024 (arXiv:2412.06464), equation 10.
+    Backward keeps what it reads, and computes the rest again, as flash-linear-attention's. Composed of torch's operators it is
+    `chunked_delta_rule`.
     """
-    t.cache("delta state", "state", state, per="sequence", dtype=state_dtype)
-    elements = 1
-    for size in state:
-        elements *= int(size)
-    return t.op("delta_rule", reads, shape, flops=8 * elements * int(shape[0]) * int(shape[1]), saves=reads)
+    return t.op("delta_rule", reads, shape, flops=delta_state(t, shape, state, state_dtype), saves=reads)
+
+
+def delta_state(t: Tape, shape: tuple[int, ...], state: tuple[int, ...], dtype: str | None) -> int:
+    """Note the state `[heads, dk, dv]` of a delta rule that writes `shape` [b, s, width]; its FLOPs, about 8 per state element and token.
+
+    Source: Yang et al. 2024 (arXiv:2412.06464), equation 10.
+    """
+    t.cache("delta state", "state", state, per="sequence", dtype=dtype)
+    return 8 * numel(state) * int(shape[0]) * int(shape[1])

@@ -13,7 +13,7 @@ from ...allocator import Event
 from ...dim import Dim, shape_label
 from ...errors import BadInput, Unknown
 from ...formats import Scheme, scheme, weights_nbytes
-from ...ledger import Item, Moment
+from ...ledger import Item, Moment, ledger
 from ...sweep import Peak, Sweep, sweep
 from ...tape import Tape, Weight
 from ...timeline import timeline
@@ -49,7 +49,7 @@ def account(job: Job, framework: Framework) -> Account:
         Item(path=("cuda context",), nbytes=framework.context[0], alive=LOADED, why="one process", source=framework.context[1]),
     ]
     items = extra.joined(items)
-    peak = max(sum(item.nbytes for item in items if moment in item.alive) for moment in Moment)
+    peak = ledger(items).peak()[1]
 
     def events() -> list[Event]:
         return _events(job, tape, recipe, form, stepping, passes, extra)
@@ -105,10 +105,11 @@ def _passes(tape: Tape, recipe: Recipe, stepping: Stepping) -> list[Sweep]:
 def _first_step(items: Iterable[Item], stepping: Stepping) -> int:
     """The peak of the first step: the optimizer's states are made in it, when it comes to the weights, unless they are there before."""
     items = list(items)
-    before = () if stepping.early else set(Moment) - {Moment.LOAD, Moment.STEP}
+    before = frozenset() if stepping.early else frozenset(Moment) - {Moment.LOAD, Moment.STEP}
     return max(
         sum(item.nbytes for item in items if moment in item.alive and not (moment in before and item.path == ("optimizer states",)))
-        for moment in set(Moment) - {Moment.LOAD}
+        for moment in Moment
+        if moment is not Moment.LOAD
     )
 
 

@@ -131,13 +131,13 @@ class Behaviour:
     padding_mask: Literal["needed", "always"]
 
 
-def behaviour(version: str, model_type: str) -> Behaviour:
-    """What `version` does with `model_type`. Raises Unknown for versions that are not described."""
+def behaviour(version: str, model_type: str, *, trains: bool = True) -> Behaviour:
+    """What `version` does with `model_type`. Raises Unknown for versions whose training steps are not described."""
     number = release(version)
     first = OTHERS_FIRST.get(model_type, FIRST)
-    if number < first:
+    if trains and number < first:
         raise Unknown(f"engine_version {version!r}: training of {model_type!r} is estimated for transformers since {first[0]}.{first[1]}")
-    if MASKED[0] <= number < MASKED[1]:
+    if trains and MASKED[0] <= number < MASKED[1]:
         raise Unknown(
             f"engine_version {version!r}: 4.38 and 4.39 gave attention masks of their own, which are not estimated; see 4.37, 4.40"
         )

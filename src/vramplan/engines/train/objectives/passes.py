@@ -39,6 +39,8 @@ class Beside:
 
     def joined(self, items: Iterable[Item]) -> list[Item]:
         """`items` of a step with the objective's own. What lasts is alive at its moments too, but gradients are gone when it generates."""
+        if not self.items:
+            return list(items)
         own = frozenset(moment for item in self.items for moment in item.alive) - STEP - {Moment.LOAD}
         here = {True: own - GENERATE, False: own}
         lasting = [replace(i, alive=i.alive | here[i.path[0] == "gradients"]) if i.alive >= STEP else i for i in items]
