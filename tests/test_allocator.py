@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vramplan.allocator import ALLOC, FREE, Allocator, ExpandableAllocator, OutOfMemory, replay
+from vramplan.allocator import ALLOC, FREE, STREAM, Allocator, ExpandableAllocator, OutOfMemory, replay
 
 MiB = 1 << 20
 SIZES = st.sampled_from([1, 512, 513, MiB // 2, MiB, MiB + 1, 3 * MiB, 9 * MiB, 10 * MiB, 11 * MiB, 25 * MiB]) | st.integers(1, 40 * MiB)
@@ -20,7 +20,7 @@ ACTIONS = st.lists(st.tuples(st.booleans(), SIZES, st.integers(0, 1000)), max_si
 
 
 def free_bytes(allocator: Allocator) -> int:
-    return sum(size for pool in (allocator.small, allocator.large) for size, _, _ in pool)
+    return sum(size for pool in allocator.pools.values() for size, _, _ in pool)
 
 
 def test_a_small_block_takes_a_segment_of_two_mib_and_shares_it() -> None:
@@ -48,7 +48,7 @@ def test_a_remainder_above_one_mib_is_split_off() -> None:
     allocator = Allocator()
     allocator.malloc(0, 25 * MiB - 512)
     assert allocator.allocated == 25 * MiB - 512
-    assert allocator.large[0][0] == MiB + 512
+    assert allocator.pools[0, False][0][0] == MiB + 512
 
 
 def test_the_smallest_block_that_is_large_enough_is_taken() -> None:
@@ -68,7 +68,7 @@ def test_freed_neighbours_become_one_block() -> None:
         allocator.malloc(number, 6 * MiB)
     for number in (0, 2, 1):
         allocator.free(number)
-    assert [size for size, _, _ in allocator.large] == [20 * MiB]
+    assert [size for size, _, _ in allocator.pools[0, False]] == [20 * MiB]
 
 
 def test_a_small_block_is_not_taken_from_the_large_pool() -> None:
@@ -150,3 +150,15 @@ def test_what_always_holds(kind: Any, actions: list[tuple[bool, int, int]], capa
     assert allocator.allocated == 0
     if capacity is None and kind is Allocator:
         assert free_bytes(allocator) == sum(allocator.segments.values())
+
+
+def test_what_is_freed_in_one_stream_serves_no_other() -> None:
+    events = [
+        (ALLOC, 0, 30 * MiB),
+        (FREE, 0, 0),
+        (ALLOC + STREAM, 1, 30 * MiB),
+        (FREE, 1, 0),
+        (ALLOC, 2, 30 * MiB),
+        (ALLOC + STREAM, 3, 30 * MiB),
+    ]
+    assert [replay(events, expandable=grows).max_reserved for grows in (False, True)] == [60 * MiB, 80 * MiB]

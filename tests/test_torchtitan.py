@@ -64,7 +64,7 @@ def test_before_0_2_keys_and_values_were_repeated() -> None:
         ({"method": "lora"}, Unknown, "method 'lora'"),
         ({"precision": "bf16"}, Unknown, "bf16-mixed, fp8-mixed"),
         ({"compile": True}, Unknown, "compile"),
-        ({"gpu_count": 8}, Unknown, "gpu_count"),
+        ({"tensor_parallel": 8}, Unknown, "tensor_parallel"),
         ({"loss": "chunked"}, Unknown, "are plain"),
         ({"optimizer": "adamw-8bit"}, Unknown, "torchtitan has adamw-fused"),
         ({"checkpoint_every": 2}, BadInput, "checkpointing full"),

@@ -5,8 +5,8 @@ to 512 bytes, blocks of up to 1 MiB live in segments of 2 MiB, larger ones in se
 block that is large enough is taken, split, and merged with its free neighbours when it is freed; where the device is full, cached segments
 are given back and the allocation is tried again. `expandable=True` is `PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True`.
 
-It does not know: several streams, CUDA graphs' private pools, `max_split_size_mb`, `garbage_collection_threshold`,
-`roundup_power2_divisions`, and what the driver itself takes.
+Each stream has its own cache: what is freed in one serves no other. It does not know: when a stream's work is done, CUDA graphs' private
+pools, `max_split_size_mb`, `garbage_collection_threshold`, `roundup_power2_divisions`, and what the driver itself takes.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ from bisect import bisect_left, insort
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-ALLOC, FREE, MARK = 1, 0, 2
+ALLOC, FREE, MARK, STREAM = 1, 0, 2, 4
 Event = tuple[int, int, int]
-"""(ALLOC, block number, bytes asked for), (FREE, block number, _), or (MARK, number of a phase, _)."""
+"""(ALLOC, block number, bytes asked for), (FREE, block number, _), or (MARK, number of a phase, _). An allocation in another stream than
+the first is (ALLOC + STREAM × its number, …)."""
 
 MIN_BLOCK = 512
 """kMinBlockSize: every size is rounded up to a multiple of it."""
@@ -75,13 +76,21 @@ def unsplit(nbytes: int) -> int:
     return rest if block >= MIN_LARGE_ALLOC and rest <= SMALL_SIZE else 0
 
 
+class Pool(list[tuple[int, int, "Block"]]):
+    """Free blocks of a stream by size and address: those of up to 1 MiB, or the others."""
+
+    def __init__(self, small: bool) -> None:
+        super().__init__()
+        self.small = small
+
+
 @dataclass(slots=True, eq=False)
 class Block:
     """A range of a segment, with its neighbours in it. Unmapped ranges exist in expandable segments only."""
 
     address: int
     size: int
-    pool: list[tuple[int, int, Block]]
+    pool: Pool
     before: Block | None = None
     after: Block | None = None
     allocated: bool = False
@@ -89,7 +98,7 @@ class Block:
 
 
 class Allocator:
-    """One device, one stream. `capacity` is what the driver can give in bytes; None is without end."""
+    """One device. `capacity` is what the driver can give in bytes; None is without end."""
 
     def __init__(self, capacity: int | None = None) -> None:
         self.capacity = capacity
@@ -98,14 +107,13 @@ class Allocator:
         self.blocks: dict[int, Block] = {}
         self.segments: dict[int, int] = {}
         """Address -> bytes of the segments (the mapped ranges of expandable ones are not listed)."""
-        self.small: list[tuple[int, int, Block]] = []
-        self.large: list[tuple[int, int, Block]] = []
+        self.pools: dict[tuple[int, bool], Pool] = {}
         self._next_address = SMALL_BUFFER
 
-    def malloc(self, number: int, nbytes: int) -> Block:
-        """Allocate `nbytes` as block `number`. Raises OutOfMemory."""
+    def malloc(self, number: int, nbytes: int, stream: int = 0) -> Block:
+        """Allocate `nbytes` as block `number` in a stream. Raises OutOfMemory."""
         size = block_size(nbytes)
-        pool = self.small if size <= SMALL_SIZE else self.large
+        pool = self._pool(stream, size <= SMALL_SIZE)
         block = self._best_fit(pool, size) or self._grow(pool, size)
         if self._splits(pool, block.size - size):
             rest = Block(block.address + size, block.size - size, pool, before=block, after=block.after)
@@ -129,6 +137,11 @@ class Allocator:
         self._cache(block)
         return freed
 
+    def _pool(self, stream: int, small: bool) -> Pool:
+        if (stream, small) not in self.pools:
+            self.pools[stream, small] = Pool(small)
+        return self.pools[stream, small]
+
     def _cache(self, block: Block) -> None:
         insort(block.pool, (block.size, block.address, block))
 
@@ -149,16 +162,16 @@ class Allocator:
             if block.after:
                 block.after.before = block
 
-    def _best_fit(self, pool: list[tuple[int, int, Block]], size: int) -> Block | None:
+    def _best_fit(self, pool: Pool, size: int) -> Block | None:
         """Take the smallest free block of at least `size` out of the cache (get_free_block)."""
         at = bisect_left(pool, (size, 0))
         return pool.pop(at)[2] if at < len(pool) else None
 
-    def _splits(self, pool: list[tuple[int, int, Block]], rest: int) -> bool:
+    def _splits(self, pool: Pool, rest: int) -> bool:
         """Whether what a block has beyond the request becomes a block of its own (should_split)."""
-        return rest >= MIN_BLOCK if pool is self.small else rest > SMALL_SIZE
+        return rest >= MIN_BLOCK if pool.small else rest > SMALL_SIZE
 
-    def _grow(self, pool: list[tuple[int, int, Block]], size: int) -> Block:
+    def _grow(self, pool: Pool, size: int) -> Block:
         """A new segment, after giving back cached ones where the device is full (alloc_block, release_cached_blocks)."""
         nbytes = segment_size(size)
         if not self._room(nbytes):
@@ -180,7 +193,7 @@ class Allocator:
 
     def _release(self) -> None:
         """Give back every segment that is one free block."""
-        for pool in (self.small, self.large):
+        for pool in self.pools.values():
             for entry in [e for e in pool if e[2].before is None and e[2].after is None]:
                 pool.remove(entry)
                 self.reserved -= self.segments.pop(entry[1])
@@ -191,12 +204,18 @@ class ExpandableAllocator(Allocator):
 
     def __init__(self, capacity: int | None = None) -> None:
         super().__init__(capacity)
-        self._first = {id(pool): Block((n + 1) << 50, 1 << 49, pool, mapped=False) for n, pool in enumerate((self.small, self.large))}
+        self._first: dict[int, Block] = {}
 
-    def _splits(self, pool: list[tuple[int, int, Block]], rest: int) -> bool:
+    def _pool(self, stream: int, small: bool) -> Pool:
+        pool = super()._pool(stream, small)
+        if id(pool) not in self._first:
+            self._first[id(pool)] = Block((len(self._first) + 1) << 50, 1 << 49, pool, mapped=False)
+        return pool
+
+    def _splits(self, pool: Pool, rest: int) -> bool:
         return rest >= MIN_BLOCK
 
-    def _best_fit(self, pool: list[tuple[int, int, Block]], size: int) -> Block | None:
+    def _best_fit(self, pool: Pool, size: int) -> Block | None:
         """As before, but a block counts with the unmapped range behind it, into which it could grow."""
         at = bisect_left(pool, (size, 0))
         if at == len(pool):
@@ -205,7 +224,7 @@ class ExpandableAllocator(Allocator):
             at += 1
         return pool.pop(at)[2]
 
-    def _grow(self, pool: list[tuple[int, int, Block]], size: int) -> Block:
+    def _grow(self, pool: Pool, size: int) -> Block:
         """Map pages at the lowest unmapped range with room, together with a free block before it (try_allocate_expandable_block)."""
         try:
             return self._extend(pool, size)
@@ -214,7 +233,7 @@ class ExpandableAllocator(Allocator):
             self._release()
             return self._best_fit(pool, size) or self._extend(pool, size)
 
-    def _extend(self, pool: list[tuple[int, int, Block]], size: int) -> Block:
+    def _extend(self, pool: Pool, size: int) -> Block:
         block = next(b for b in self._unmapped(pool) if _free_space(b, size) >= size)
         if not block.mapped:
             self._map(block, min(block.size, size))
@@ -225,7 +244,7 @@ class ExpandableAllocator(Allocator):
         self._uncache(block)
         return block
 
-    def _unmapped(self, pool: list[tuple[int, int, Block]]) -> Iterable[Block]:
+    def _unmapped(self, pool: Pool) -> Iterable[Block]:
         """Unmapped ranges by address, each from the free block before it on."""
         block: Block | None = self._first[id(pool)]
         while block:
@@ -235,7 +254,7 @@ class ExpandableAllocator(Allocator):
 
     def _map(self, block: Block, nbytes: int) -> None:
         """Map the first `nbytes` of an unmapped range, whole pages, and merge them with free neighbours (map_block)."""
-        nbytes = round_up(nbytes, SMALL_BUFFER if block.pool is self.small else LARGE_BUFFER)
+        nbytes = round_up(nbytes, SMALL_BUFFER if block.pool.small else LARGE_BUFFER)
         if not self._room(nbytes):
             raise OutOfMemory(f"{nbytes} bytes asked of the driver, {self.reserved} of {self.capacity} reserved")
         self._reserve(nbytes)
@@ -256,8 +275,8 @@ class ExpandableAllocator(Allocator):
 
     def _release(self) -> None:
         """Unmap the whole pages within free blocks (unmap_block)."""
-        for pool in (self.small, self.large):
-            page = SMALL_BUFFER if pool is self.small else LARGE_BUFFER
+        for pool in self.pools.values():
+            page = SMALL_BUFFER if pool.small else LARGE_BUFFER
             for _, _, block in list(pool):
                 base = self._first[id(pool)].address
                 start = base + round_up(block.address - base, page)
@@ -314,9 +333,9 @@ def replay(events: Iterable[Event], *, capacity: int | None = None, expandable: 
     allocator = ExpandableAllocator(capacity) if expandable else Allocator(capacity)
     stopped = None
     for at, (kind, number, nbytes) in enumerate(events):
-        if kind == ALLOC:
+        if kind % STREAM == ALLOC:
             try:
-                allocator.malloc(number, nbytes)
+                allocator.malloc(number, nbytes, kind // STREAM)
             except OutOfMemory:
                 stopped = at
                 break

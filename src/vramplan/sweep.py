@@ -21,7 +21,8 @@ from .tape import Op, Tape, Tensor, Weight
 
 Key = tuple[str, int]
 """What an event is about, and its identity: `t` a tensor, `p` one that is pinned, `g` a gradient of one, `w` a weight's gradient, `x` what
-lives within one op."""
+lives within one op. With several ranks (`parallel/sharded.py`): `u` a unit that they gathered from each other, `a` what they gather it in,
+`s` a rank's part of gradients."""
 Event = tuple[Literal["make", "free", "hold"], int, Key, int]
 """What happens, at which op of the run, to what, and its bytes. `hold` keeps a tensor beyond its own `free`."""
 END: Key = ("g", 0)
@@ -48,16 +49,19 @@ class Checkpointing:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Peak:
-    """Most bytes above what is there all the time: saved activations, gradients of weights so far, everything else, and the op where."""
+    """Most bytes above what is there all the time: saved activations, gradients of weights so far, what was gathered from other ranks or
+    goes to them, everything else, and the op where.
+    """
 
     saved: int
     gradients: int
     transient: int
     where: str
+    gathered: int = 0
 
     @property
     def nbytes(self) -> int:
-        return self.saved + self.gradients + self.transient
+        return self.saved + self.gradients + self.transient + self.gathered
 
 
 @dataclass(slots=True)
@@ -100,6 +104,10 @@ class Run:
         return sum(t.nbytes for t in kept)
 
 
+Runs = Sequence[tuple[Run, int]]
+"""A tape's pieces in their order, each with how often it runs on end."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sweep:
     """What one forward and backward pass takes: its peaks, what is saved between them, the gradients that it leaves.
@@ -112,7 +120,7 @@ class Sweep:
     saved: int
     gradients: int
     offloaded: int
-    runs: Sequence[tuple[Run, int]]
+    runs: Runs
 
 
 def sweep(
@@ -122,18 +130,21 @@ def sweep(
     checkpointing: Checkpointing | None = None,
     accumulates: bool = False,
     stepping: Callable[[Weight], int] | None = None,
+    arrange: Callable[[Runs], Runs] | None = None,
 ) -> Sweep:
     """Sweep the tape's ops.
 
     A weight's gradient has `gradient_itemsize(weight)` bytes per element. With `accumulates` the gradients of the pass before are there
     already (counted by the caller), and each new one lives only until it is added. With `stepping` each weight's optimizer steps as soon as
-    its gradient is there, taking so many bytes, and frees it; a tied weight's when both parts of it are there.
+    its gradient is there, taking so many bytes, and frees it; a tied weight's when both parts of it are there. `arrange` puts what several
+    ranks do between the events of the runs.
     """
     runs = _runs(tape, checkpointing)
     seen: set[int] = set()
     for run in reversed(list({id(run): run for run, _ in runs}.values())):
         _forward(run, checkpointing)
         _backward(run, gradient_itemsize, accumulates, stepping, seen)
+    runs = arrange(runs) if arrange else runs
     forward, saved = _forward_peak(runs)
     backward, gradients = _backward_peak(runs, saved)
     offloaded = sum(run.offloaded * times for run, times in runs)
@@ -154,7 +165,7 @@ def _size(peak: Peak) -> int:
     return peak.nbytes
 
 
-def _runs(tape: Tape, checkpointing: Checkpointing | None) -> list[tuple[Run, int]]:
+def _runs(tape: Tape, checkpointing: Checkpointing | None) -> Runs:
     """The tape's pieces in order, with how often each runs on end: of every k layers, the last is checkpointed.
 
     A checkpointed layer through which no gradient passes keeps nothing, as without.
@@ -371,20 +382,22 @@ def _step(index: int, number: int, taken: int, gradient: int) -> list[Event]:
 
 
 # ---- over all runs -----------------------------------------------------------------------
-def _most(events: Iterable[Event], start: int = 0) -> tuple[int, int]:
-    """Most bytes alive while `events` happen, and the op where."""
-    best, alive = (start, 0), start
-    for what, at, _, nbytes in events:
+def _most(events: Iterable[Event], start: int = 0) -> tuple[int, int, int]:
+    """Most bytes alive while `events` happen: what is gathered and everything else, and the op where."""
+    best, alive, gathered = (start, 0, 0), start, 0
+    for what, at, key, nbytes in events:
         if what == "make":
             alive += nbytes
-            if alive > best[0]:
-                best = alive, at
+            gathered += nbytes if key[0] in "ua" else 0
+            if alive > best[0] + best[1]:
+                best = alive - gathered, gathered, at
         elif what == "free":
             alive -= nbytes
+            gathered -= nbytes if key[0] in "ua" else 0
     return best
 
 
-def _before(runs: Sequence[tuple[Run, int]], number: int) -> Iterable[Run]:
+def _before(runs: Runs, number: int) -> Iterable[Run]:
     """The pieces that ran before the one of `number`, each once."""
     return {run.first: run for run, _ in runs[:number] if run.first != runs[number][0].first}.values()
 
@@ -394,7 +407,7 @@ def _late(run: Run, earlier: Iterable[Run], keeping: bool) -> list[Tensor]:
     return [t for piece in earlier for t in piece.own if t.last >= run.first and not (t.cached or (keeping and t.saved))]
 
 
-def _forward_peak(runs: Sequence[tuple[Run, int]], *, keeping: bool = True) -> tuple[Peak, int]:
+def _forward_peak(runs: Runs, *, keeping: bool = True) -> tuple[Peak, int]:
     """The forward pass's peak, and what is saved when it ends."""
     peak, kept, cached = Peak(saved=0, gradients=0, transient=0, where=""), 0, 0
     pieces = [run.first for run, _ in runs]
@@ -404,46 +417,43 @@ def _forward_peak(runs: Sequence[tuple[Run, int]], *, keeping: bool = True) -> t
         late = _late(run, _before(runs, number), keeping)
         ends: list[Event] = [("free", t.last - run.first, ("t", id(t)), t.nbytes) for t in late if t.last < run.first + len(run.ops)]
         events = sorted([*run.forward, *ends], key=lambda event: event[1]) if ends else run.forward
-        nbytes, op = _most(events, sum(t.nbytes for t in late))
+        nbytes, gathered, op = _most(events, sum(t.nbytes for t in late))
         spared = run.spared if run.first not in pieces[:number] else 0
         before = kept + (run.kept + run.cached) * (times - 1) + cached - (spared if times > 1 else 0)
-        peak = max(peak, Peak(saved=before, gradients=0, transient=nbytes, where=run.ops[op].name), key=_size)
+        peak = max(peak, Peak(saved=before, gradients=0, transient=nbytes, gathered=gathered, where=run.ops[op].name), key=_size)
         kept += run.kept * times - spared
         cached += run.cached * times
     return peak, kept
 
 
-def _backward_peak(runs: Sequence[tuple[Run, int]], kept: int) -> tuple[Peak, int]:
+def _backward_peak(runs: Runs, kept: int) -> tuple[Peak, int]:
     """The backward pass's peak, and the gradients that it leaves. `kept` is what the forward pass saved."""
     peak, gradients = Peak(saved=0, gradients=0, transient=0, where=""), 0
     pieces = [run.first for run, _ in runs]
     for number, (run, times) in reversed(list(enumerate(runs))):
         if run.first not in pieces[number + 1 :]:
             kept -= sum(t.nbytes for t in run.outlasting)
-        transient, own, op = _worst(run)
+        transient, own, gathered, op = _worst(run)
         for done in {0, times - 1}:
             left, sofar = kept - run.kept * done, gradients + run.gradients * done
-            at = Peak(saved=left, gradients=sofar + own, transient=transient, where=run.ops[op].name)
+            at = Peak(saved=left, gradients=sofar + own, transient=transient, gathered=gathered, where=run.ops[op].name)
             peak = max(peak, at, key=_size)
         kept -= run.kept * times + (run.once - run.spared if run.first not in pieces[:number] else 0)
         gradients += run.gradients * times
     return peak, gradients
 
 
-def _worst(run: Run) -> tuple[int, int, int]:
-    """Where most is alive in one backward run: bytes but for gradients of weights, those, and the op."""
-    alive = weights = 0
-    best = (0, 0, len(run.ops) - 1)
-    for what, at, key, nbytes in run.backward:
-        if what == "make":
-            if key[0] == "w":
-                weights += nbytes
-            else:
-                alive += nbytes
-            if alive + weights > best[0] + best[1]:
-                best = alive, weights, at
-        elif what == "free" and key[0] == "w":
-            weights -= nbytes
-        elif what == "free":
-            alive -= nbytes
+def _worst(run: Run) -> tuple[int, int, int, int]:
+    """Where most is alive in one backward run: bytes of the rest, of gradients of weights, of what is gathered, and the op."""
+    alive = weights = gathered = 0
+    most, best = 0, (0, 0, 0, len(run.ops) - 1)
+    for what, at, (kind, _), nbytes in run.backward:
+        change = nbytes if what == "make" else -nbytes if what == "free" else 0
+        alive += change
+        if kind in "ws":
+            weights += change
+        elif kind in "ua":
+            gathered += change
+        if alive > most:
+            most, best = alive, (alive - weights - gathered, weights, gathered, at)
     return best

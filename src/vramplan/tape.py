@@ -201,7 +201,7 @@ class Kernels:
     kv: Literal["grouped", "repeated", "expanded"] = "grouped"
     softmax: Literal["copied", "fused"] = "copied"
     rotary: Literal["shared", "own", "cached"] = "shared"
-    experts: Literal["grouped", "looped", "batched"] = "grouped"
+    experts: Literal["grouped", "looped", "batched", "workspaces"] = "grouped"
     cache: Literal["kept", "grown", "static"] = "kept"
     softmax_keeps: Literal["output", "both"] = "output"
     padding_mask: Literal["needed", "always"] = "needed"
@@ -248,7 +248,8 @@ class Tape:
     Each sequence has `images` among its tokens, of `image_size` (height and width in pixels; None is what the model was made for): a family
     that runs its tower for them says what it makes of one, its `picture`, and how what comes of them is `merging` with the embeddings.
     In training a share of attention's probabilities is dropped (`attention_dropout`). An encoder is trained with the `head` named here, in
-    place of the one that its config names. `positions` is the most that the model was made for. `untold` is what a family does not describe
+    place of the one that its config names. `positions` is the most that the model was made for. The keys before those that have just `grown`
+    outlive them where a window keeps a view of both. `untold` is what a family does not describe
     of a training step.
     """
 
@@ -285,6 +286,7 @@ class Tape:
     head: Literal["classification", "mlm"] | None = None
     positions: int = 0
     untold: str = ""
+    grown: Tensor | None = None
 
     # ---- where we are -----------------------------------------------------------------
     @contextmanager
@@ -475,12 +477,12 @@ class Tape:
         here, sources = len(self.ops), [tensor.base or tensor for tensor in reads]
         for source in sources:
             source.last = here
-        trained = any([weight.trained for weight in weights])
-        out.grad = (trained or any([source.grad for source in sources])) and not self.without_gradients
+        trained = any(weight.trained for weight in weights)
+        out.grad = (trained or any(source.grad for source in sources)) and not self.without_gradients
         keeps = tuple(t.storage for t in saves) if out.grad and (trained or always or not weights) else ()
         if saves_out and out.grad:
             keeps = (*keeps, out)
-        out.late = out.grad and not trained and all([source.late for source in sources if source.grad])
+        out.late = out.grad and not trained and all(source.late for source in sources if source.grad)
         for tensor in keeps:
             tensor.spared = out.late and (tensor.spared or not tensor.saved)
             tensor.saved = max(tensor.saved, min(tensor.repeats, self.repeats))
@@ -509,7 +511,8 @@ class Tape:
         self.caches.append(cache)
         if self.kernels.cache == "grown" and self.past and per == "token":
             before = self.tensor(f"{name}.before", (self.sequences, cache.kept(self.past), *shape))
-            self.op(f"{name}.grown", (), (Dim(0),), extra=(before,))
+            self.op(f"{name}.grown", (self.grown,) if window and self.grown else (), (Dim(0),), extra=(before,))
+            self.grown = before if side == "k" else None
 
     # ---- what is derived ------------------------------------------------------------------
     @property
@@ -548,7 +551,7 @@ class Tape:
             if tensor.born in within:
                 nbytes = tensor.nbytes
                 changes[tensor.born] += nbytes
-                changes[tensor.last + 1] -= nbytes
+                changes[min(tensor.last + 1, len(self.ops))] -= nbytes
         best, where, alive = 0, "", 0
         for op, change in zip(self.ops, changes, strict=False):  # the last change is after the last op
             alive += change

@@ -3,15 +3,17 @@
 A sweep has the events of one run of each kind of layer; here they are unrolled over all layers, two steps long: the first makes the
 optimizer's states, the second is what all later ones are like. Blocks are those that torch's allocator is asked for.
 
-It does not know what happened before the weights were there, other streams, or the order of layers whose kinds alternate.
+It does not know what happened before the weights were there, how far other streams run behind,
+or the order of layers whose kinds alternate.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from .allocator import ALLOC, FREE, Event
+from .allocator import ALLOC, FREE, STREAM, Event
 from .sweep import END, Key, Run, Sweep
+from .tape import Op
 
 Name = tuple[Key, int]
 """A tensor or gradient, and the number of its layer among those of its kind."""
@@ -24,15 +26,17 @@ def timeline(
     states: Iterable[int],
     step: Iterable[int],
     between: Sweep | None = None,
+    workspaces: tuple[int, int] = (0, 0),
     steps: int = 2,
 ) -> list[Event]:
     """Events of `steps` training steps.
 
     `resident`: bytes of each weight; `passes`: the forward and backward passes of a step; `states`: bytes of each of the optimizer's
     states, made in the first step; `step`: what each optimizer step makes and frees; `between`: a forward pass that keeps nothing, run
-    between each forward pass and its backward pass.
+    between each forward pass and its backward pass; `workspaces`: what the first matrix product takes for good, in the forward pass's thread
+    and in that of the backward pass, where it lies among the blocks that are alive then.
     """
-    run = _Timeline()
+    run = _Timeline(workspaces)
     for nbytes in resident:
         run.alloc(nbytes)
     for number in range(steps):
@@ -47,19 +51,24 @@ def timeline(
     return run.events
 
 
+STREAMS = {"a": 1, "s": 2}
+"""The streams in which FSDP gathers and reduces, by the kind of what is made there."""
+
+
 class _Timeline:
     """Blocks by name; a block is freed when the last that holds it lets go."""
 
-    def __init__(self) -> None:
+    def __init__(self, workspaces: tuple[int, int] = (0, 0)) -> None:
+        self.awaited = dict(enumerate(workspaces))
         self.events: list[Event] = []
         self.holders: list[int] = []
         self.blocks: dict[Name, int] = {}
         self.latest: dict[Key, int] = {}
 
-    def alloc(self, nbytes: int) -> int:
+    def alloc(self, nbytes: int, kind: str = "") -> int:
         block = len(self.holders)
         self.holders.append(1)
-        self.events.append((ALLOC, block, nbytes))
+        self.events.append((ALLOC + STREAM * STREAMS.get(kind, 0), block, nbytes))
         return block
 
     def drop(self, block: int) -> None:
@@ -67,9 +76,14 @@ class _Timeline:
         if not self.holders[block]:
             self.events.append((FREE, block, 0))
 
+    def before(self, op: Op, thread: int) -> None:
+        """The first product of a thread (0: forward, 1: backward) takes its workspace."""
+        if op.flops and self.awaited.get(thread):
+            self.alloc(self.awaited.pop(thread))
+
     def one_pass(self, swept: Sweep, between: Sweep | None) -> list[int]:
         """Forward and backward; returns the blocks of the weights' gradients."""
-        self.blocks, self.latest = {}, {}
+        self.blocks, self.latest = {name: block for name, block in self.blocks.items() if name[0][0] == "w"}, {}
         first = len(self.holders)
         order, count = self._all_forward(swept)
         if between:
@@ -121,9 +135,10 @@ class _Timeline:
                 self._free(self.latest.get(dying.pop(0)[1]))
             if key[1] in single and number:
                 continue
+            self.before(run.ops[at], 0)
             name = key, number
             if what == "make":
-                self.blocks[name] = self.latest[key] = self._continued(run, number, key) or self.alloc(nbytes)
+                self.blocks[name] = self.latest[key] = self._continued(run, number, key) or self.alloc(nbytes, key[0])
             elif what == "hold":
                 block = self.blocks.setdefault(name, self.latest["t", key[1]])
                 self.holders[block] += 1
@@ -155,14 +170,15 @@ class _Timeline:
         """One run backward from the gradient of its output; returns that of its input."""
         single = {id(t) for t in run.own if t.repeats < run.times}
         made: list[int] = []
-        for what, _, key, nbytes in run.backward:
+        for what, at, key, nbytes in run.backward:
             name = key, number
             if key[0] == "t" and key[1] in single and number:
                 continue
+            self.before(run.ops[at], 1)
             if what == "make":
-                block = stream if key == END and stream is not None else self.alloc(nbytes)
+                block = stream if key == END and stream is not None else self.alloc(nbytes, key[0])
                 self.blocks[name] = block
-                (gradients if key[0] == "w" else made if key[0] == "g" else []).append(block)
+                (gradients if key[0] in "ws" else made if key[0] == "g" else []).append(block)
             elif what == "hold":
                 self.holders[self.blocks[name]] += 1
             else:

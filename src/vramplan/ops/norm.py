@@ -70,4 +70,4 @@ def layer_norm(t: Tape, x: Tensor, name: str, *, bias: bool = True, weight: bool
     names = [f"{name}.weight"] * weight + [f"{name}.bias"] * bias
     weights = tuple(t.weight(n, (x.shape[-1],), "norm") for n in names)
     stats = t.tensor(f"{name}.stats", (*x.shape[:-1], Dim(2)), itemsize=4)
-    return t.op(name, (x,), x.shape, weights=weights, saves=(x, stats), extra=(stats,), always=True)
+    return t.op(name, (x,), x.shape, itemsize=x.itemsize, weights=weights, saves=(x, stats), extra=(stats,), always=True)

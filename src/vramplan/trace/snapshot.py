@@ -62,7 +62,7 @@ def _frames(trace: Trace, block: Block) -> list[Json]:
 
 def _segments(trace: Trace, allocator: Allocator, frames: dict[int, list[Json]]) -> list[Json]:
     found = {b.address: _block(b.address, b.size, trace.blocks[n].nbytes, frames[n]) for n, b in allocator.blocks.items()}
-    found |= {b.address: _block(b.address, b.size) for pool in (allocator.small, allocator.large) for _, _, b in pool}
+    found |= {b.address: _block(b.address, b.size) for pool in allocator.pools.values() for _, _, b in pool}
     addresses = sorted(found)
     segments = []
     for start, size in sorted(allocator.segments.items()):

@@ -1,9 +1,10 @@
-"""LitGPT on one GPU: `litgpt finetune_full` and `finetune_lora`, their defaults, kernels, adapters and losses.
+"""LitGPT: `litgpt finetune_full` and `finetune_lora`, their defaults, kernels, adapters and losses.
 
 One model class runs all families: queries, keys and values come of one projection, keys and values are repeated to all heads, a tied head
 has a matrix of its own, RMS norms stay in fp32 and activations are one kernel. Lightning hands the logits out in fp32, and the loop's
-variable holds them until the next. What it does not know: several GPUs (there LitGPT checkpoints each block), mixtures of experts,
-pre-training, int8, adapters other than LoRA.
+variable holds them until the next. On several GPUs it shards with FSDP1, checkpoints each block, and lets whole gradients wait for the last
+pass of a step of 16 sequences (0.5.13 `litgpt/finetune/lora.py`: FSDPStrategy, no_backward_sync). What it does not know: mixtures of
+experts, pre-training, int8, adapters other than LoRA.
 """
 
 from __future__ import annotations
@@ -19,13 +20,12 @@ from ...ops.lora import Adapter
 from ...tape import Kernels, Tape, Weight
 from ..job import Account, Job, release
 from .recipe import Framework, Recipe
+from .sharing import Shares
 from .step import account as step_account
 from .stepping import TRAINING
 
 NAMES = ("litgpt",)
-ABOUT = (
-    "one GPU: full, LoRA and QLoRA as `litgpt finetune` runs them; 0.5 differs from 0.4 in QLoRA; not: several GPUs, mixtures of experts"
-)
+ABOUT = "full, LoRA and QLoRA as `litgpt finetune` runs them, on several GPUs with FSDP; not: mixtures of experts"
 VERSION = "0.4"
 """The one that LitGPT's tables were measured with (April to September 2024)."""
 
@@ -54,7 +54,9 @@ def account(job: Job) -> Account:
     method = job.scenario.method or implied(job.scenario.quantization, job.scenario.lora)
     if method == "qlora" and (job.scenario.precision or "").endswith("-mixed"):
         raise BadInput(f"precision {job.scenario.precision!r} with qlora: LitGPT quantises with true precisions only; choose bf16")
-    return step_account(job, replace(LITGPT, optimizer="paged-adamw-32bit") if method == "qlora" else LITGPT)
+    several = (job.scenario.gpu_count or 1) > 1
+    framework = replace(LITGPT, checkpointing="full", checkpointings=("full",)) if several else LITGPT
+    return step_account(job, replace(framework, optimizer="paged-adamw-32bit") if method == "qlora" else framework)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,7 +160,7 @@ def _stays(tape: Tape, recipe: Recipe) -> list[Item]:
 
 
 def _assumes(recipe: Recipe) -> list[str]:
-    lines = [f"logits in fp32, loss in chunks of {CHUNK} tokens; no checkpointing on one GPU"]
+    lines = [f"logits in fp32, loss in chunks of {CHUNK} tokens; no checkpointing on one GPU, each block on several"]
     if recipe.adapters and recipe.adapters.base:
         old = recipe.adapters.base.keeps
         lines.append(
@@ -176,6 +178,8 @@ LITGPT = Framework(
     optimizer="adamw",
     loss="chunked",
     checkpointings=("none",),
+    shares={"fsdp": Shares(named="FSDP1", flat=True)},
+    global_batch=16,
     rank=8,
     targets=("q_proj", "v_proj"),
     adapter_dtype=None,

@@ -16,10 +16,12 @@ from ...optimizers.master import DEEPSPEED, Master
 from ...sweep import Checkpointing
 from ...tape import Kernels, Op, Tape, Weight
 from ..job import MANY, Job
-from ..transformers import CUDA_CONTEXT
+from ..process import CUDA_CONTEXT
 from .adapters import adapters_of, base_of, method_of
 from .images import NO_IMAGES, Images, asked
 from .objectives.goal import Goal, aimed, trl
+from .sharing import ALONE, Shares, Sharing
+from .sharing import asked as shared
 
 FLOATS = {"fp32": 4, "bf16": 2, "fp16": 2}
 
@@ -27,7 +29,7 @@ FLOATS = {"fp32": 4, "bf16": 2, "fp16": 2}
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Precision:
     """Bytes of an element: of weights and their gradients, of what is computed in, of autocast's lower precision (0: no autocast), of the
-    fp32 copy that the optimizer steps on (0: none). `gathered`: weights are cast to the computing precision block by block, as FSDP does.
+    fp32 copy that the optimizer steps on (0: none).
     """
 
     weights: int
@@ -35,7 +37,6 @@ class Precision:
     gradients: int
     autocast: int = 0
     master: int = 0
-    gathered: bool = False
     fp8: bool = False
     about: str
 
@@ -62,8 +63,9 @@ class Framework:
     where that is said. `losses` and `checkpointings` are the names that it knows: a loss is noted on the tape that the model has walked;
     the ops whose outputs selective checkpointing keeps are named by `selective`; one that `offloads` sends checkpointed layers' inputs to
     the host. With `wide_embeddings` 8-bit optimizers keep embeddings' states in fp32; one that `clips` does so by default. `master` is its
-    wrapper for fp32 master weights. `objectives`: whether TRL's trainers run on it. `adapts` makes the adapters its own; `stays` is what
-    else is there from one pass to the next. `assumes` says what was assumed beyond the recipe.
+    wrapper for fp32 master weights. `shares`: the ways in which several GPUs share a model, its own first; these make a step of
+    `global_batch` sequences by default (0: of one pass). `objectives`: whether TRL's trainers run on it. `adapts` makes the adapters its
+    own; `stays` is what else is there from one pass to the next. `assumes` says what was assumed beyond the recipe.
     """
 
     name: str
@@ -95,6 +97,8 @@ class Framework:
     wide_embeddings: bool = False
     clips: bool = False
     master: Master = DEEPSPEED
+    shares: Mapping[str, Shares | None] = field(default_factory=dict)
+    global_batch: int = 0
     objectives: bool = False
     assumes: Callable[[Recipe], Sequence[str]] = lambda recipe: ()
 
@@ -123,6 +127,7 @@ class Recipe:
     images: Images = NO_IMAGES
     prepared: bool = False
     goal: Goal | None = None
+    sharing: Sharing = ALONE
 
     @property
     def trains(self) -> Full | Adapters:
@@ -135,6 +140,11 @@ class Recipe:
         asked = PRECISIONS[self.precision]
         if self.goal and asked.weights == 2:
             asked = replace(asked, autocast=2, about=f"{asked.about.removeprefix('pure ')}, under autocast")
+        shares = self.sharing.shares
+        if shares and asked.autocast:
+            autocast = asked.autocast if shares.autocast else 0
+            about = f"parts of weights in fp32, gathered in {self.precision[:4]} ({shares.named} mixed precision)"
+            asked = replace(asked, compute=asked.autocast, autocast=autocast, about=about)
         if not self.prepared:
             return asked
         about = f"{asked.about.partition(':')[0]}, what is not packed in fp32 (prepare_model_for_kbit_training)"
@@ -148,6 +158,10 @@ class Recipe:
         """Bytes of an element of a weight's gradient."""
         return FLOATS.get(weight.dtype or "") or self.mixed.gradients
 
+    def computed(self, weight: Weight) -> int:
+        """Bytes of an element of a weight's gradient as the backward pass makes it."""
+        return min(self.gradient(weight), self.mixed.compute) if self.sharing.shares else self.gradient(weight)
+
     def recomputes(self) -> Checkpointing | None:
         """How activations are checkpointed."""
         if self.checkpointing == "none":
@@ -160,9 +174,8 @@ class Recipe:
 def read(job: Job, framework: Framework) -> Recipe:
     """The scenario with defaults. Raises Unknown for what is not estimated, BadInput for what contradicts itself."""
     s = job.scenario
-    job.refuse(*(key for key in MANY if key != "offload"), "compile", "reshard_after_forward", "virtual_pipeline", "pipeline_schedule")
-    if s.sharding not in (None, "none"):
-        raise Unknown(f"sharding {s.sharding!r}: several GPUs are not estimated by this version")
+    job.refuse(*(key for key in MANY if key not in ("offload", "gpu_count")), "compile", "virtual_pipeline", "pipeline_schedule")
+    sharing = shared(job, framework.shares, framework.name)
     method = method_of(job, framework.methods, framework.name)
     goal = aimed(job, framework, method)
     framework = trl(framework, goal, job) if goal else framework
@@ -182,7 +195,7 @@ def read(job: Job, framework: Framework) -> Recipe:
         precision=precision,
         batch=goal.sequences if goal else s.micro_batch or 1,
         length=goal.length if goal else _length(job),
-        passes=goal.passes if goal else s.gradient_accumulation or 1,
+        passes=goal.passes if goal else s.gradient_accumulation or _passes(framework, sharing, s.micro_batch or 1),
         checkpointing=checkpointing,
         every=_every(job, checkpointing),
         offloaded=_offloaded(job, checkpointing) or (framework.offloads and checkpointing == "full"),
@@ -194,6 +207,7 @@ def read(job: Job, framework: Framework) -> Recipe:
         images=asked(job),
         prepared=bool(s.kbit_preparation),
         goal=goal,
+        sharing=sharing,
     )
     adapters = adapters_of(
         job,
@@ -231,6 +245,11 @@ def _length(job: Job) -> int:
     if own and asked and asked > own:
         raise BadInput(f"sequence_length {asked:,}: beyond what {job.model.id} was made for, {own:,} tokens")
     return asked or min(2048, own or 2048)
+
+
+def _passes(framework: Framework, sharing: Sharing, batch: int) -> int:
+    """Passes of a step over several GPUs, where the framework's default is a number of sequences."""
+    return max(framework.global_batch // (batch * sharing.ranks), 1) if sharing.ranks > 1 else 1
 
 
 def _every(job: Job, checkpointing: str) -> int:

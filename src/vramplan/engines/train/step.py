@@ -8,26 +8,32 @@ tape. `peak_allocated` is `torch.cuda.max_memory_allocated()`; the order of allo
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 
 from ...allocator import Event
 from ...dim import Dim, shape_label
 from ...errors import BadInput, Unknown
 from ...formats import Scheme, scheme, weights_nbytes
 from ...ledger import Item, Moment, ledger
+from ...parallel.sharded import SOURCE as SHARDED
+from ...parallel.sharded import Adds, Sharding, Unit
 from ...sweep import Peak, Sweep, sweep
 from ...tape import Tape, Weight
 from ...timeline import timeline
 from ...units import gib
 from ..job import Account, Job
 from ..lines import item_of_share
-from ..transformers import cublas
+from ..process import cublas
 from .adapters import check
 from .loading import loading
 from .objectives.passes import Beside, beside
 from .recipe import Framework, Recipe, read
+from .sharing import DDP
 from .stepping import TRAINING, Stepping
 
 LOADED = TRAINING | {Moment.LOAD}
+PACKED_BYTES = 0.5
+"""Of an element of a 4-bit weight, which FSDP gathers as it is packed; scales are whole on every rank."""
 SWEPT = "the sweep of the tape, as torch's autograd engine runs it"
 
 
@@ -36,14 +42,26 @@ def account(job: Job, framework: Framework) -> Account:
     recipe = read(job, framework)
     tape = _tape(job, recipe)
     trained = list({id(weight): weight for weight in tape.weights if weight.trained and weight.kind != "buffer"}.values())
-    stepping, form = Stepping(job, recipe, trained), _form(job, recipe)
-    passes = _passes(tape, recipe, stepping)
+    form = _form(job, recipe)
+    sharding = _sharding(recipe, trained, any(weight.tied for weight in tape.weights))
+    mine = [sharding.part(w) for w in tape.weights] if sharding else tape.weights
+    stepping = Stepping(job, recipe, [sharding.part(w) for w in trained] if sharding else trained)
+    root = sharding.root(tape.weights) if sharding else Unit()
+    passes = _passes(tape, recipe, stepping, sharding, root)
+    waits = sharding and recipe.passes > 1 and recipe.sharing.shares and not recipe.sharing.shares.synced
+    waiting = sharding.waiting(passes[-1].runs, root) if sharding and waits else 0
+    worst = _pass_items(passes[-1], stepping.gradients, recipe.passes > 1 or stepping.adds, waiting)
+    if waiting:
+        first = _pass_items(passes[0], stepping.gradients, False, 0)
+        worst = max(worst, first, key=lambda items: ledger(items).peak()[1])
     extra = beside(job, recipe, tape, passes[-1], form)
     items = [
-        *_weights(job, tape, recipe, form),
+        *_weights(job, mine, recipe, form),
         *loading(tape, recipe),
         *stepping.items(),
-        *_pass_items(passes[-1], stepping.gradients, recipe.passes > 1 or stepping.adds),
+        *worst,
+        *_shared(recipe, root, trained),
+        *_scales(tape, recipe, form),
         *_workspaces(job),
         *framework.stays(tape, recipe),
         Item(path=("cuda context",), nbytes=framework.context[0], alive=LOADED, why="one process", source=framework.context[1]),
@@ -52,7 +70,7 @@ def account(job: Job, framework: Framework) -> Account:
     peak = ledger(items).peak()[1]
 
     def events() -> list[Event]:
-        return _events(job, tape, recipe, form, stepping, passes, extra)
+        return _events(job, tape, mine, recipe, form, stepping, passes, extra)
 
     return Account(
         tape=tape,
@@ -60,7 +78,7 @@ def account(job: Job, framework: Framework) -> Account:
         room=job.gpu.usable if job.gpu else None,
         filled=_filled(recipe) if tape.caches else {**_filled(recipe), "head": tape.head},
         facts={
-            "trainable_parameters": stepping.count,
+            "trainable_parameters": sum(weight.numel for weight in trained),
             "peak_allocated": peak - framework.context[0] - extra.outside,
             "process": peak,
             "first_step": _first_step(items, stepping) - framework.context[0] - extra.outside,
@@ -68,6 +86,7 @@ def account(job: Job, framework: Framework) -> Account:
         },
         events=events if extra.timed else None,
         outside=framework.context[0] + extra.outside,
+        count=recipe.sharing.ranks,
         assumptions=_assumptions(recipe, tape),
         remarks=_remarks(stepping, passes),
     )
@@ -94,12 +113,69 @@ def _tape(job: Job, recipe: Recipe) -> Tape:
     return tape
 
 
-def _passes(tape: Tape, recipe: Recipe, stepping: Stepping) -> list[Sweep]:
+def _sharding(recipe: Recipe, trained: Sequence[Weight], tied: bool) -> Sharding | None:
+    """How several GPUs share the weights, where they do. FSDP wants all that train to have one dtype."""
+    if not recipe.sharing.shares:
+        return None
+    sizes = {(recipe.computed(weight), recipe.gradient(weight)) for weight in trained}
+    if len(sizes) > 1:
+        raise BadInput("sharding 'fsdp' with weights of several dtypes that train: it wants one; choose another precision or lora.dtype")
+    computed, gradient = sizes.pop()
+
+    def gathered(weight: Weight) -> float:
+        if recipe.adapters and recipe.adapters.packed(weight):
+            return PACKED_BYTES
+        return computed if computed != gradient else recipe.size(weight)
+
+    return recipe.sharing.sharding(gathered, computed=computed, gradient=gradient, tied=tied)
+
+
+def _passes(tape: Tape, recipe: Recipe, stepping: Stepping, sharding: Sharding | None, root: Unit) -> list[Sweep]:
     """The first pass of a step, and with accumulation one of those that add to its gradients."""
     kinds = (True,) if stepping.adds else (False, True) if recipe.passes > 1 else (False,)
     each = stepping.temporary_of if stepping.in_backward else None
-    checkpointing = recipe.recomputes()
-    return [sweep(tape, gradient_itemsize=recipe.gradient, checkpointing=checkpointing, accumulates=adds, stepping=each) for adds in kinds]
+    checkpointing, shares = recipe.recomputes(), recipe.sharing.shares
+    if not sharding or not shares:
+        return [
+            sweep(tape, gradient_itemsize=recipe.gradient, checkpointing=checkpointing, accumulates=adds, stepping=each) for adds in kinds
+        ]
+    swept = []
+    for added in kinds:
+        later: Adds = "parts" if shares.synced else "whole"
+        adds: Adds = later if added else "wait" if len(kinds) > 1 and not shares.synced else ""
+        swept.append(
+            sweep(
+                tape,
+                gradient_itemsize=recipe.computed,
+                checkpointing=checkpointing,
+                accumulates=adds == "whole" and not sharding.flat and sharding.reduced == sharding.computed,
+                arrange=partial(sharding.arranged, root=root, adds=adds),
+            )
+        )
+    return swept
+
+
+def _shared(recipe: Recipe, root: Unit, trained: Sequence[Weight]) -> list[Item]:
+    """What several GPUs have beside their own: the whole root of FSDP, DDP's buckets."""
+    if recipe.sharing.shares:
+        why, alive = "outside the layers: whole from the first op to the end of the backward pass", TRAINING - {Moment.STEP}
+        return [Item(path=("gathered", "root"), nbytes=root.whole, alive=alive, why=why, source=SHARDED)]
+    if recipe.sharing.ranks == 1:
+        return []
+    nbytes = sum(weight.numel * recipe.gradient(weight) for weight in trained)
+    why = "a second place for every gradient, from which it is reduced (gradient_as_bucket_view is off by default)"
+    return [Item(path=("gradients", "buckets"), nbytes=nbytes, alive=TRAINING, why=why, source=DDP)]
+
+
+def _scales(tape: Tape, recipe: Recipe, form: Scheme) -> list[Item]:
+    """Of packed weights that several GPUs share, each has all the scales: they are no parameters (bitsandbytes' quant_state)."""
+    adapters, ranks = recipe.adapters, recipe.sharing.ranks
+    if not (recipe.sharing.shares and adapters and adapters.base):
+        return []
+    packed = [weight for weight in tape.weights if adapters.packed(weight)]
+    scales = sum(share.nbytes for share in weights_nbytes(packed, form)) - int(sum(weight.numel for weight in packed) * PACKED_BYTES)
+    why = "whole on every rank"
+    return [Item(path=("weights", "scales"), nbytes=scales - scales // ranks, alive=LOADED, why=why, source=SHARDED)]
 
 
 def _first_step(items: Iterable[Item], stepping: Stepping) -> int:
@@ -123,11 +199,11 @@ def _form(job: Job, recipe: Recipe) -> Scheme:
     return scheme(base.format + stacked, dtype=plain)
 
 
-def _weights(job: Job, tape: Tape, recipe: Recipe, form: Scheme) -> list[Item]:
+def _weights(job: Job, weights: Sequence[Weight], recipe: Recipe, form: Scheme) -> list[Item]:
     """The base in its number format, adapters in theirs."""
-    base = [weight for weight in tape.weights if weight.part != "adapters"]
+    base = [weight for weight in weights if weight.part != "adapters"]
     items = [item_of_share(share, LOADED, job.model.origin) for share in weights_nbytes(base, form)]
-    for weight in tape.weights:
+    for weight in weights:
         if weight.part == "adapters":
             size = recipe.size(weight)
             why = f"{weight.repeats} layers × {shape_label(weight.shape)} × {size} B"
@@ -138,8 +214,11 @@ def _weights(job: Job, tape: Tape, recipe: Recipe, form: Scheme) -> list[Item]:
     return items
 
 
-def _pass_items(swept: Sweep, gradients: int, accumulates: bool) -> list[Item]:
-    """Saved activations, transients and gradients at the peaks of forward, loss and backward, and the gradients at the step."""
+def _pass_items(swept: Sweep, gradients: int, accumulates: bool, waiting: int) -> list[Item]:
+    """Saved activations, transients and gradients at the peaks of forward, loss and backward, and the gradients at the step.
+
+    With several GPUs whole gradients may be `waiting` for the last pass, which reduces them.
+    """
     items = []
     peaks: dict[Moment, Peak] = {}
     for peak, moment in ((swept.forward, Moment.FORWARD), (swept.backward, Moment.BACKWARD)):
@@ -152,11 +231,16 @@ def _pass_items(swept: Sweep, gradients: int, accumulates: bool) -> list[Item]:
         items.append(Item(path=("saved activations",), nbytes=peak.saved, alive=alive, why=why, source=SWEPT))
         made = peak.transient + (peak.gradients if accumulates else 0)
         items.append(Item(path=("activations", "transient"), nbytes=made, alive=alive, why=f"at {peak.where}", source=SWEPT))
+        why = f"whole weights of layers and gradients on their way, at {peak.where}"
+        items.append(Item(path=("gathered", "layers"), nbytes=peak.gathered, alive=alive, why=why, source=SHARDED))
         if not accumulates:
             why = f"of the weights whose backward has run by {peak.where}"
             items.append(Item(path=("gradients",), nbytes=peak.gradients, alive=alive, why=why, source=SWEPT))
-    alive = TRAINING if accumulates else frozenset({Moment.STEP})
-    why = "of all trained weights" + (", kept from one pass to the next" if accumulates else "")
+    if waiting:
+        why = "whole ones, kept from one pass to the next: they are reduced in the last (no_sync)"
+        items.append(Item(path=("gradients", "whole"), nbytes=waiting, alive=TRAINING - {Moment.STEP}, why=why, source=SHARDED))
+    alive = TRAINING if accumulates and not waiting else frozenset({Moment.STEP})
+    why = "of all trained weights" + (", kept from one pass to the next" if accumulates and not waiting else "")
     items.append(Item(path=("gradients",), nbytes=gradients, alive=alive, why=why, source=SWEPT))
     return items
 
@@ -167,14 +251,23 @@ def _workspaces(job: Job) -> list[Item]:
     return [Item(path=one.path, nbytes=2 * one.nbytes, alive=TRAINING, why="two threads: forward and backward", source=one.source)]
 
 
-def _events(job: Job, tape: Tape, recipe: Recipe, form: Scheme, stepping: Stepping, passes: Sequence[Sweep], extra: Beside) -> list[Event]:
+def _events(
+    job: Job,
+    tape: Tape,
+    weights: Sequence[Weight],
+    recipe: Recipe,
+    form: Scheme,
+    stepping: Stepping,
+    passes: Sequence[Sweep],
+    extra: Beside,
+) -> list[Event]:
     """What torch's allocator is asked for, in order, in the first two steps, with what an objective has `extra`."""
 
     def each(weight: Weight, nbytes: int) -> Iterable[int]:
         return [nbytes // weight.repeats] * weight.repeats if nbytes else []
 
     resident: list[int] = []
-    for weight in tape.weights:
+    for weight in weights:
         if weight.part == "adapters":
             resident += each(weight, weight.numel * recipe.size(weight))
         else:
@@ -207,6 +300,7 @@ def _assumptions(recipe: Recipe, tape: Tape) -> list[str]:
     if adapters:
         lines += adapters.assumptions(tape.weights)
     lines += recipe.framework.assumes(recipe)
+    lines += recipe.sharing.assumptions(packed=bool(adapters and adapters.base))
     lines.append("all sequences as long as the longest")
     return lines + recipe.images.said(tape)
 

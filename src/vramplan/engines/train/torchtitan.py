@@ -1,6 +1,8 @@
-"""torchtitan on one GPU: Llama 3 from scratch or fully trained, fp32 weights under autocast, selective checkpointing by op.
+"""torchtitan: Llama 3 from scratch or fully trained, fp32 weights, selective checkpointing by op.
 
-Defaults are those of `train_configs/llama3_*.toml`. Not here: several GPUs; 0.3, which wraps one GPU in FSDP as well; compiled models and
+Defaults are those of `train_configs/llama3_*.toml`. One GPU runs under autocast; several gather layers
+in bf16, the embedding and the head for themselves, and reduce gradients in fp32 (FSDP2, `models/llama3/infra/parallelize.py` apply_fsdp),
+in each pass of a step. Not here: 0.3, which wraps one GPU in FSDP as well; compiled models and
 losses, whose kept tensors Inductor chooses; other models than Llama 3, whose code is their own.
 """
 
@@ -12,10 +14,11 @@ from ...optimizers import named
 from ...tape import Kernels, Op, Tape
 from ..job import Account, Job, release
 from .recipe import Framework, Recipe
+from .sharing import Shares
 from .step import account as step_account
 
 NAMES = ("torchtitan",)
-ABOUT = "one GPU: Llama, full; autocast and FP8; selective and full checkpointing; not: several GPUs, compile, LoRA, other models"
+ABOUT = "Llama, full, on one GPU or with FSDP2; mixed precision and FP8; selective checkpointing; not: TP, PP, CP, compile, other models"
 VERSION = "0.2.2"
 
 GROUPED = (0, 2)
@@ -67,7 +70,7 @@ def _plain(tape: Tape, recipe: Recipe) -> None:
 
 
 def _assumes(recipe: Recipe) -> list[str]:
-    lines = ["defaults of train_configs/llama3_8b.toml, on one GPU; not compiled; the embedding and the head are two matrices"]
+    lines = ["defaults of train_configs/llama3_8b.toml, not compiled; the embedding and the head are two matrices"]
     return [*lines, "checkpointing selective: selective_ac_option 'op'"] if recipe.checkpointing == "selective" else lines
 
 
@@ -83,5 +86,6 @@ TORCHTITAN = Framework(
     selective=_kept,
     methods=("full",),
     clips=True,
+    shares={"fsdp": Shares(apart=True, synced=True)},
     assumes=_assumes,
 )

@@ -1,8 +1,9 @@
-"""torchtune's single-device recipes: their defaults, kernels, adapters and losses.
+"""torchtune's recipes: their defaults, kernels, adapters and losses.
 
 Each layer is checkpointed unless asked otherwise, keys and values of several heads are repeated to all, projections are apart even where a
-checkpoint joins them, and QLoRA's base is torchao's NF4Tensor. Knowledge distillation, QAT and PPO are not known, nor packed data, several
-GPUs and compilation.
+checkpoint joins them, and QLoRA's base is torchao's NF4Tensor. Knowledge distillation, QAT and PPO are not known, nor packed data,
+compilation, and what custom_sharded_layers wraps by itself. On several GPUs each layer and what is outside of them is a unit of FSDP2
+(0.6.1 `training/_distributed.py` shard_model).
 """
 
 from __future__ import annotations
@@ -19,11 +20,12 @@ from ...ops.loss import cross_entropy
 from ...tape import Kernels, Tape, Weight
 from ..job import Account, Job
 from .recipe import Framework, Recipe
+from .sharing import Shares
 from .step import account as step_account
 from .stepping import TRAINING
 
 NAMES = ("torchtune",)
-ABOUT = "one GPU: full, LoRA and QLoRA (NF4Tensor) as its single-device recipes run them; not: several GPUs, compilation, QAT, PPO"
+ABOUT = "full, LoRA and QLoRA (NF4Tensor) as its recipes run them, on several GPUs with FSDP2; not: compilation, QAT, PPO"
 VERSION = "0.6"
 
 PAIRS, HALVES = ("llama", "mistral", "gemma", "gemma2"), ("qwen2", "phi3")
@@ -133,6 +135,7 @@ TORCHTUNE = Framework(
     optimizer="adamw-fused",
     loss="chunked",
     checkpointing="full",
+    shares={"fsdp": Shares(always=True)},
     rank=8,
     targets=("q_proj", "v_proj", "o_proj", *MLP),
     adapter_dtype=None,

@@ -1,7 +1,8 @@
-"""transformers' Trainer (with PEFT and bitsandbytes) on one GPU: its defaults, kernels and losses.
+"""transformers' Trainer (with PEFT, bitsandbytes and Accelerate): its defaults, kernels and losses.
 
-What earlier releases did is in `transformers_versions.py`. Dropout is that of the model's config, as in `model.train()`. What it does not
-know: several GPUs, offloading of weights and states.
+What earlier releases did is in `transformers_versions.py`. Dropout is that of the model's config, as in `model.train()`. Several
+GPUs share with DDP, or with FSDP2 as Accelerate 1.15 wraps a model (`utils/fsdp_utils.py` fsdp2_prepare_model). What it does not
+know: ZeRO, offloading of weights and states.
 """
 
 from __future__ import annotations
@@ -18,11 +19,12 @@ from ...tape import Kernels, Tape
 from ..job import Account, Job
 from . import liger
 from .recipe import Framework, Recipe
+from .sharing import Shares
 from .step import account as step_account
 from .transformers_versions import behaviour
 
 NAMES = ("transformers",)
-ABOUT = "one GPU: full, LoRA and QLoRA; pure and autocast precision; checkpointing; offloaded activations; not: several GPUs"
+ABOUT = "full, LoRA and QLoRA, on several GPUs with DDP or FSDP2; pure and autocast precision; checkpointing; not: ZeRO, TP, PP"
 VERSION = "5.23"
 
 
@@ -108,6 +110,7 @@ TRAINER = Framework(
     kernel_sets=("native", "liger"),
     wide_embeddings=True,
     clips=True,
+    shares={"ddp": None, "fsdp": Shares(apart=True, autocast=True, reduced=2)},
     methods=("full", *ADAPTERS),
     packed=("nf4", "fp4", "int8"),
     assumes=_assumes,

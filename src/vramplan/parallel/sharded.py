@@ -1,0 +1,207 @@
+"""Fully sharded data parallelism: each rank keeps its part of every weight, and a unit's weights are whole while it runs.
+
+A unit is a layer, or what is outside of them: all of it (the root), or the embedding and the head each for itself. FSDP2 gathers into one
+buffer and copies each weight out of it. It holds the buffer until the next unit has its own (forward), and has the next unit's while one
+runs (backward); whole gradients are copied into the input of a reduce-scatter, which is held until that of the next unit. The root is whole
+from the first op to the end of the backward pass, and so are its gradients (pytorch 2.13 `distributed/fsdp/_fully_shard/`:
+`_fsdp_param_group.py`, `_fsdp_collectives.py`, `_fsdp_state.py`). FSDP1 gathers into one flat weight, whose gradient, of frozen parts
+too, is put together from those of its parts (`distributed/fsdp/_flat_param.py`, `_runtime_utils.py`).
+
+What it does not know: how far the ranks' streams run ahead of each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from ..dim import Dim, numel
+from ..sweep import END, Event, Key, Run, Runs
+from ..tape import Weight
+
+SOURCE = "pytorch 2.13 torch/distributed/fsdp/_fully_shard/_fsdp_param_group.py"
+WHOLE, REDUCING, REDUCED, HELD, CAST, BUFFER, AHEAD, OUTPUT = range(8)
+Adds = Literal["", "parts", "wait", "whole"]
+"""What becomes of a pass's gradients: they are reduced, or reduced and added to a rank's parts, or wait as they are for the passes after,
+or are added to those that wait and then reduced."""
+
+
+def part_of(weight: Weight, ranks: int) -> Weight:
+    """The first rank's part of a weight: of its rows, or of its experts where these are one tensor; parts are filled up to one size.
+
+    >>> part_of(Weight(name="w", shape=(10, 4), kind="linear", part="mlp"), 4).shape
+    (3, 4)
+    """
+    if weight.copies > 1:
+        return replace(weight, copies=-(-weight.copies // ranks))
+    return replace(weight, shape=(Dim(-(-weight.shape[0] // ranks), "rows/ranks"), *weight.shape[1:]))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unit:
+    """Bytes of a layer's weights as they are gathered, of the buffer for it, of a part that is cast for it; elements of gradients."""
+
+    whole: int = 0
+    buffer: int = 0
+    cast: int = 0
+    gradients: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sharding:
+    """How `ranks` share the weights. Bytes of an element: `gathered` of a weight as it is computed with, `computed` of its gradient,
+    `reduced` of that as it goes to the other ranks, `gradient` of a rank's part.
+
+    `casts`: a part is copied to the computing precision before it is gathered. `apart`: embedding and head are units of their own, the head
+    whole from its forward pass to its backward pass unless `always` resharded; the root then is empty. `keeps`: so is every unit.
+    `flat`: FSDP1.
+    """
+
+    ranks: int
+    gathered: Callable[[Weight], float]
+    computed: int
+    reduced: int
+    gradient: int
+    casts: bool = False
+    apart: bool = False
+    always: bool = False
+    keeps: bool = False
+    flat: bool = False
+
+    def part(self, weight: Weight) -> Weight:
+        """A rank's part of a weight; of a flat one as many elements, in one row."""
+        if not self.flat:
+            return part_of(weight, self.ranks)
+        return replace(weight, copies=1, shape=(Dim(-(-numel(weight.shape) * weight.copies // self.ranks), "elements/ranks"),))
+
+    def unit(self, weights: Iterable[Weight]) -> Unit:
+        """The unit of one layer's `weights`."""
+        some = [w for w in weights if w.kind != "buffer"]
+        parts = [(w, self.ranks * numel(one.shape) * one.copies) for w in some for one in (self.part(w),)]
+        whole = sum(int(elements * self.gathered(w)) for w, elements in parts)
+        trained = any(w.trained for w in some)
+        return Unit(
+            whole=whole,
+            buffer=0 if self.flat or self.ranks == 1 else whole,
+            cast=whole // self.ranks if self.casts else 0,
+            gradients=sum(elements for w, elements in parts if w.trained or (self.flat and trained)),
+        )
+
+    def root(self, weights: Iterable[Weight]) -> Unit:
+        """The unit of all that is outside the layers, where that is one."""
+        return Unit() if self.apart else self.unit(w for w in weights if w.layers is None)
+
+    def arranged(self, runs: Runs, root: Unit, adds: Adds = "") -> Runs:
+        """The runs with what the ranks gather and reduce; what becomes of their gradients is `adds`. The whole `root` is not counted."""
+        pieces = [(replace(run), times) for run, number in runs for times in _edges(number)]
+        units = [root if self._rooted(run) else self.unit(_weights(run)) for run, _ in pieces]
+        waiting: list[tuple[Key, int]] = []
+        for index in range(len(pieces) - 1, -1, -1):
+            run, unit = pieces[index][0], units[index]
+            before = units[index - 1] if index else Unit()
+            after = units[index + 1] if index + 1 < len(units) else Unit()
+            own = [(key, nbytes) for what, _, key, nbytes in run.backward if what == "make" and key[0] == "w"]
+            self._forward(run, unit, before)
+            self._backward(run, unit, before, Unit() if after is root or adds == "wait" else after)
+            if self._rooted(run):
+                waiting += own
+            if not self._rooted(run) or index == 0:
+                self._reduce(run, unit, waiting if self._rooted(run) else own, adds)
+        return pieces
+
+    def waiting(self, runs: Runs, root: Unit) -> int:
+        """Bytes of whole gradients that wait for the last pass of a step."""
+        units = sum(self.unit(_weights(run)).gradients * times for run, times in runs if not self._rooted(run))
+        return (units + root.gradients) * self.reduced
+
+    def _rooted(self, run: Run) -> bool:
+        return not self.apart and _outside(run)
+
+    def _stays(self, run: Run) -> bool:
+        """Whether the unit of a run is whole from its forward to its backward pass."""
+        return self.keeps or (run.first > 0 and _outside(run) and not self.always)
+
+    def _forward(self, run: Run, unit: Unit, before: Unit) -> None:
+        last, key = len(run.ops) - 1, _keys(run)
+        entered, left = _made(0, (key(HELD), before.buffer)), []
+        if self._rooted(run) and run.first > 0:
+            left += _freed(last, (key(HELD), before.buffer))
+        else:
+            entered += _made(0, (key(CAST), unit.cast), (key(BUFFER), unit.buffer))
+            entered += _freed(0, (key(CAST), unit.cast), (key(HELD), before.buffer))
+            left += _freed(last, (key(BUFFER), unit.buffer))
+        if not self._rooted(run):
+            entered += _made(0, (key(WHOLE), unit.whole))
+            if self._stays(run):
+                run.kept += unit.whole
+            else:
+                left += _freed(last, (key(WHOLE), unit.whole))
+        run.forward = [*entered, *run.forward, *left]
+
+    def _backward(self, run: Run, unit: Unit, before: Unit, after: Unit) -> None:
+        """The unit is whole again; the unit `before` is gathered ahead; what the unit `after` reduces is held.
+
+        Outside the layers that is when the gradient of the head's output is there: the loss comes before it.
+        """
+        at, key, stays = _end(run), _keys(run), self._rooted(run) or self._stays(run)
+        held = 0 if self.flat else after.gradients * self.reduced
+        ahead = 0 if self.keeps else before.whole if self.flat else before.buffer
+        again = self.always and run.first > 0 if self._rooted(run) else not stays
+        entered = _made(at, (key(REDUCED), held), (key(BUFFER), unit.buffer * again), (key(WHOLE), unit.whole * (not stays)))
+        entered += [*_freed(at, (key(BUFFER), unit.buffer * again)), *_made(at, (key(AHEAD), ahead))]
+        left = _freed(0, (key(WHOLE), unit.whole * (not self._rooted(run))), (key(REDUCED), held), (key(AHEAD), ahead))
+        start = next((number for number, event in enumerate(run.backward) if event[1] <= at and event[2] != END), 0)
+        run.backward = [*run.backward[:start], *entered, *run.backward[start:], *left]
+
+    def _reduce(self, run: Run, unit: Unit, own: Sequence[tuple[Key, int]], adds: Adds) -> None:
+        """Whole gradients become a rank's part of them. Those of one flat weight are put together first."""
+        part = unit.gradients // self.ranks * self.gradient
+        kept: tuple[Key, int] = ("x" if adds == "parts" else "s", -1 - run.first), part
+        whole: tuple[Key, int] = ("w", -1 - 2 * run.first), unit.gradients * self.computed
+        waiting: tuple[Key, int] = ("w", -2 - 2 * run.first), unit.gradients * self.reduced
+        reducing = _keys(run)(REDUCING), waiting[1]
+        events: list[Event] = []
+        if self.flat:
+            events, own = [*_made(0, whole), *_freed(0, *own)], [whole]
+            reducing = reducing[0], 0 if self.computed == self.reduced else reducing[1]
+        if adds == "wait":
+            events += [*_made(0, waiting), *_freed(0, *own)]
+        else:
+            output = _keys(run)(OUTPUT), part // self.gradient * self.reduced * (self.gradient != self.reduced)
+            events += [*_made(0, reducing), *_freed(0, *own, *([waiting] if adds == "whole" else []))]
+            events += [*_made(0, output, kept), *_freed(0, output, reducing, *([kept] if adds == "parts" else []))]
+        run.backward += events
+        run.gradients = sum(nbytes * (1 if what == "make" else -1) for what, _, (kind, _), nbytes in run.backward if kind in "ws")
+
+
+def _keys(run: Run) -> Callable[[int], Key]:
+    """Names of what a run gathers and reduces."""
+    return lambda number: ("u" if number < HELD else "a", 8 * run.first + number)
+
+
+def _weights(run: Run) -> Iterable[Weight]:
+    return {id(w): w for op in run.ops for w in op.weights}.values()
+
+
+def _end(run: Run) -> int:
+    """The last op of a layer; outside the layers the last that has weights."""
+    ops = range(len(run.ops) - 1, -1, -1)
+    return next((at for at in ops if run.ops[at].weights), 0) if _outside(run) else len(run.ops) - 1
+
+
+def _outside(run: Run) -> bool:
+    return all(weight.layers is None for weight in _weights(run))
+
+
+def _edges(times: int) -> Sequence[int]:
+    """The first and the last of alike runs have other neighbours."""
+    return (1, times - 2, 1) if times > 2 else (1,) * times
+
+
+def _made(at: int, *blocks: tuple[Key, int]) -> list[Event]:
+    return [("make", at, key, nbytes) for key, nbytes in blocks if nbytes]
+
+
+def _freed(at: int, *blocks: tuple[Key, int]) -> list[Event]:
+    return [("free", at, key, nbytes) for key, nbytes in blocks if nbytes]
