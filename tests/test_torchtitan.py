@@ -63,7 +63,7 @@ def test_before_0_2_keys_and_values_were_repeated() -> None:
         ({"model": "Qwen/Qwen3-0.6B"}, Unknown, "not its model for 'qwen3'"),
         ({"method": "lora"}, Unknown, "method 'lora'"),
         ({"precision": "bf16"}, Unknown, "bf16-mixed, fp8-mixed"),
-        ({"compile": True}, Unknown, "compile"),
+        ({"compile": True, "checkpointing": "none"}, Unknown, "Inductor"),
         ({"tensor_parallel": 8}, Unknown, "tensor_parallel"),
         ({"loss": "chunked"}, Unknown, "are plain"),
         ({"optimizer": "adamw-8bit"}, Unknown, "torchtitan has adamw-fused"),

@@ -61,11 +61,11 @@ class Framework:
     `kernels` gives the variants of the ops for a recipe, `kernel_sets` their names in a scenario. Not all train `encoders`. `optimizers`:
     what the names of some mean to it; one that `zeroes_gradients` keeps them from step to step. `context`: bytes of the CUDA context and
     where that is said. `losses` and `checkpointings` are the names that it knows: a loss is noted on the tape that the model has walked;
-    the ops whose outputs selective checkpointing keeps are named by `selective`; one that `offloads` sends checkpointed layers' inputs to
-    the host. With `wide_embeddings` 8-bit optimizers keep embeddings' states in fp32; one that `clips` does so by default. `master` is its
-    wrapper for fp32 master weights. `shares`: the ways in which several GPUs share a model, its own first; these make a step of
-    `global_batch` sequences by default (0: of one pass). `objectives`: whether TRL's trainers run on it. `adapts` makes the adapters its
-    own; `stays` is what else is there from one pass to the next. `assumes` says what was assumed beyond the recipe.
+    the ops whose outputs selective checkpointing keeps are named by `selective`; layers may be `compiled`; one that `offloads` sends
+    checkpointed layers' inputs to the host. With `wide_embeddings` 8-bit optimizers keep embeddings' states in fp32; one that `clips` does
+    so by default. `master` is its wrapper for fp32 master weights. `shares`: the ways in which several GPUs share a model, its own first;
+    these make a step of `global_batch` sequences by default (0: one pass). `objectives`: whether TRL's trainers run on it. `adapts` makes
+    the adapters its own; `stays` is what else is there from one pass to the next. `assumes` says what was assumed beyond the recipe.
     """
 
     name: str
@@ -86,6 +86,7 @@ class Framework:
     checkpointings: Sequence[str] = ("none", "full")
     offloads: bool = False
     selective: Callable[[Op], bool] | None = None
+    compiled: bool = False
     rank: int = 16
     targets: str | tuple[str, ...] = "all-linear"
     adapter_dtype: str | None = "fp32"
@@ -106,7 +107,7 @@ class Framework:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
     """What a scenario means for a framework. `checkpointing` is `none`, `full` or `selective`; `every` k-th layer has it. `frozen` modules
-    are left out of full training; `prepared` is PEFT's k-bit preparation.
+    are left out of full training; `prepared` is PEFT's k-bit preparation; `compiled`: each layer by torch.compile.
     """
 
     framework: Framework
@@ -128,6 +129,7 @@ class Recipe:
     prepared: bool = False
     goal: Goal | None = None
     sharing: Sharing = ALONE
+    compiled: bool = False
 
     @property
     def trains(self) -> Full | Adapters:
@@ -174,7 +176,9 @@ class Recipe:
 def read(job: Job, framework: Framework) -> Recipe:
     """The scenario with defaults. Raises Unknown for what is not estimated, BadInput for what contradicts itself."""
     s = job.scenario
-    job.refuse(*(key for key in MANY if key not in ("offload", "gpu_count")), "compile", "virtual_pipeline", "pipeline_schedule")
+    job.refuse(*(key for key in MANY if key not in ("offload", "gpu_count")), "virtual_pipeline", "pipeline_schedule")
+    if not framework.compiled:
+        job.refuse("compile")
     sharing = shared(job, framework.shares, framework.name)
     method = method_of(job, framework.methods, framework.name)
     goal = aimed(job, framework, method)
@@ -208,6 +212,7 @@ def read(job: Job, framework: Framework) -> Recipe:
         prepared=bool(s.kbit_preparation),
         goal=goal,
         sharing=sharing,
+        compiled=bool(s.compile),
     )
     adapters = adapters_of(
         job,

@@ -96,7 +96,7 @@ def _tape(job: Job, recipe: Recipe) -> Tape:
     """The forward pass and the loss, on a tape that knows what trains."""
     mixed = recipe.mixed
     tape = Tape(Dim(recipe.batch, "batch"), Dim(recipe.length, "tokens"), 0, mixed.compute, recipe.framework.kernels(recipe))
-    tape.method, tape.autocast, tape.fp8 = recipe.trains, mixed.autocast, mixed.fp8
+    tape.method, tape.autocast, tape.fp8 = recipe.trains, mixed.autocast, mixed.fp8 and not recipe.compiled
     tape.head = "mlm" if job.scenario.head == "mlm" else "classification"
     recipe.images.show(tape)
     tape.positions = job.model.context_length or 0

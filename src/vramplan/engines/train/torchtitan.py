@@ -8,6 +8,8 @@ losses, whose kept tensors Inductor chooses; other models than Llama 3, whose co
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ...errors import BadInput, Unknown
 from ...ops.loss import cross_entropy
 from ...optimizers import named
@@ -45,7 +47,9 @@ def account(job: Job) -> Account:
         raise Unknown(f"optimizer {s.optimizer!r}: torchtitan has {', '.join(OPTIMIZERS)}")
     if kind != "llama":
         raise Unknown(f"engine 'torchtitan': its Llama 3 is described, not its model for {kind!r}")
-    return step_account(job, TORCHTITAN)
+    if s.compile and s.checkpointing == "none":
+        raise Unknown("compile with checkpointing 'none': what Inductor keeps is its own choice then; estimated are selective and full")
+    return step_account(job, replace(TORCHTITAN, selective=_kept_compiled, compiled=True) if s.compile else TORCHTITAN)
 
 
 def _kernels(recipe: Recipe) -> Kernels:
@@ -65,12 +69,21 @@ def _kept(op: Op) -> bool:
     return op.name.endswith(KEPT)
 
 
+def _kept_compiled(op: Op) -> bool:
+    """A compiled layer keeps no result that backward does not ask for: the last product's only goes into the next layer's input, and FP8
+    copies are made again (torch `_functorch/partitioners.py`).
+    """
+    return op.name.endswith(KEPT[:-1])
+
+
 def _plain(tape: Tape, recipe: Recipe) -> None:
     cross_entropy(tape, tape.ops[-1].writes[0])
 
 
 def _assumes(recipe: Recipe) -> list[str]:
-    lines = ["defaults of train_configs/llama3_8b.toml, not compiled; the embedding and the head are two matrices"]
+    lines = ["defaults of train_configs/llama3_8b.toml; the embedding and the head are two matrices"]
+    if recipe.compiled:
+        lines.append("each layer compiled, the loss is not; what Inductor fuses within a layer is counted as if it did not")
     return [*lines, "checkpointing selective: selective_ac_option 'op'"] if recipe.checkpointing == "selective" else lines
 
 
