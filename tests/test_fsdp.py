@@ -74,6 +74,22 @@ def test_ddp_keeps_a_second_place_for_every_gradient() -> None:
     assert two - one == trained * 4
 
 
+def test_offloaded_parts_of_all_ranks_lie_in_host_memory() -> None:
+    here = estimate(**LLAMA, method="full", sharding="fsdp", gpu_count=4)
+    away = estimate(**LLAMA, method="full", sharding="fsdp", gpu_count=4, offload=["parameters", "optimizer"])
+    for path in (("weights",), ("optimizer states",)):
+        assert (away.ledger.total(*path), away.host.total(*path)) == (0, 4 * here.ledger.total(*path))
+    assert away.facts["peak_allocated"] < here.facts["peak_allocated"] - here.ledger.total("optimizer states")
+
+
+def test_of_offloaded_packed_weights_the_scales_stay() -> None:
+    """bitsandbytes' scales are no parameters, which FSDP would move: 4 B for 64 elements."""
+    keys = {**LLAMA, "method": "qlora", "quantization": "nf4", "double_quant": False, "lora": {"dtype": "bf16"}}
+    away = estimate(**keys, sharding="fsdp", gpu_count=2, offload=["parameters", "optimizer"])
+    linear = estimate(**keys).ledger.total("weights", "mlp") + estimate(**keys).ledger.total("weights", "attention")
+    assert away.ledger.total("weights", "scales") == pytest.approx(linear / (0.5 + 4 / 64) * 4 / 64, rel=0.001)
+
+
 def test_the_answer_says_how_many_gpus_are_alike() -> None:
     answer = estimate(**LLAMA, method="full", sharding="fsdp", gpu_count=8)
     assert [share.count for share in answer.shares] == [8]
@@ -86,6 +102,9 @@ def test_the_answer_says_how_many_gpus_are_alike() -> None:
         ({"gpu_count": 2, "sharding": "hsdp"}, Unknown, "estimated for engine 'transformers' are none, ddp, fsdp"),
         ({"gpu_count": 2, "sharding": "ddp", "reshard_after_forward": "never"}, BadInput, "of FSDP"),
         ({"gpu_count": 2, "engine": "unsloth", "method": "lora"}, Unknown, "on one GPU"),
+        ({"gpu_count": 2, "sharding": "fsdp", "offload": ["optimizer"]}, BadInput, "write parameters,optimizer"),
+        ({"gpu_count": 2, "sharding": "fsdp", "method": "qlora", "quantization": "int8"}, Unknown, "choose nf4 or ddp"),
+        ({"gpu_count": 2, "sharding": "ddp", "offload": ["optimizer"]}, Unknown, "with sharding 'ddp'"),
         ({"gpu_count": 2, "sharding": "fsdp", "method": "lora", "trained_modules": ["lm_head"]}, BadInput, "several dtypes"),
     ],
 )

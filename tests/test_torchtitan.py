@@ -65,7 +65,7 @@ def test_before_0_2_keys_and_values_were_repeated() -> None:
         ({"precision": "bf16"}, Unknown, "bf16-mixed, fp8-mixed"),
         ({"compile": True, "checkpointing": "none"}, Unknown, "Inductor"),
         ({"tensor_parallel": 8}, Unknown, "tensor_parallel"),
-        ({"loss": "chunked"}, Unknown, "are plain"),
+        ({"loss": "chunked"}, Unknown, "are plain, compiled"),
         ({"optimizer": "adamw-8bit"}, Unknown, "torchtitan has adamw-fused"),
         ({"checkpoint_every": 2}, BadInput, "checkpointing full"),
         ({"precision": "fp8-mixed", "gpu": "a100-sxm-80gb"}, BadInput, "compute capability 8.9"),
@@ -75,3 +75,14 @@ def test_what_is_refused(keys: dict[str, object], error: type[Exception], words:
     with pytest.raises(error, match=words) as caught:
         of(**keys)
     assert "\n" not in str(caught.value)
+
+
+def test_a_compiled_layer_keeps_nothing_that_backward_does_not_ask_for() -> None:
+    """A layer's last product goes into the next layer's input only: 202412 tables of torchtitan, 82.4 -> 77.0 GiB at batch 2."""
+    eager, compiled = (of(checkpointing="selective", compile=on, loss="plain").ledger.total("saved activations") for on in (False, True))
+    assert eager - compiled == pytest.approx(TOKENS * LAYERS * 2 * WIDTH, rel=1e-4)
+
+
+def test_a_compiled_loss_keeps_the_logits_as_they_are() -> None:
+    plain, compiled = (of(compile=True, loss=loss, checkpointing="full").ledger.at(Moment.LOSS) for loss in ("plain", "compiled"))
+    assert plain - compiled == TOKENS * (VOCAB * (4 + 4) - 2 * 4)  # fp32 logits and log-probabilities, less two numbers of each row

@@ -38,3 +38,14 @@ def cross_entropy(t: Tape, logits: Tensor, loss: Loss = Loss()) -> Tensor:
         kept = (x,) if t.kernels.softmax_keeps == "both" else ()
         log_softmax = t.op("log_softmax", (x,), x.shape, itemsize=size, saves=kept, saves_out=True)
         return t.op("nll_loss", (t.hold(log_softmax),), (Dim(1),), itemsize=4)
+
+
+def compiled_cross_entropy(t: Tape, logits: Tensor) -> Tensor:
+    """The same as one kernel of torch.compile: [b, s, vocab] -> [1]. It reads the logits as they are and notes two numbers of each row.
+
+    Backward keeps the logits and those numbers, and makes the logits' gradient in their own dtype. Source: torch `_inductor/lowering.py`
+    (a reduction is recomputed in place of a tensor in fp32), torchtitan 0.2.2 `components/loss.py` build_cross_entropy_loss.
+    """
+    with t.module("loss", logits):
+        rows = t.tensor("row statistics", (*logits.shape[:-1], Dim(2)), itemsize=4)
+        return t.op("cross_entropy", (logits,), (Dim(1),), itemsize=4, saves=(logits, rows), extra=(rows,))

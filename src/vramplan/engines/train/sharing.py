@@ -5,7 +5,7 @@ What it does not know: ZeRO, hybrid sharding, other kinds of parallelism, what N
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ...errors import BadInput, Unknown
@@ -34,12 +34,15 @@ class Shares:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sharing:
-    """What a scenario asks for: `ranks` GPUs, and how they share (`shares`); None is DDP."""
+    """What a scenario asks for: `ranks` GPUs, and how they share (`shares`); None is DDP. `hosted`: each rank's parts of weights, gradients
+    and states lie in host memory, and the optimizer steps there.
+    """
 
     ranks: int = 1
     shares: Shares | None = None
     keeps: bool = False
     always: bool = False
+    hosted: bool = False
 
     def assumptions(self, *, packed: bool) -> list[str]:
         """How the GPUs share the model, in words; nothing for one."""
@@ -60,7 +63,7 @@ class Sharing:
             computed=computed,
             reduced=computed if computed == gradient else shares.reduced,
             gradient=gradient,
-            casts=computed != gradient,
+            casts=computed != gradient or self.hosted,
             flat=shares.flat,
             apart=shares.apart and not tied,
             always=self.always,
@@ -76,7 +79,7 @@ def asked(job: Job, known: Mapping[str, Shares | None], name: str) -> Sharing:
     """The sharing that the scenario asks of framework `name`; without a word its first kind. Raises Unknown for what is not estimated."""
     s, ranks = job.scenario, job.scenario.gpu_count or 1
     kind = s.sharding or (next(iter(known), "none") if ranks > 1 else "none")
-    policy = s.reshard_after_forward
+    policy, hosted = s.reshard_after_forward, _hosted(s.offload or (), kind)
     if kind == "none":
         if ranks > 1 and known:
             raise BadInput(f"sharding 'none' with gpu_count {ranks}: nothing would use the other GPUs; choose {' or '.join(known)}")
@@ -90,4 +93,17 @@ def asked(job: Job, known: Mapping[str, Shares | None], name: str) -> Sharing:
     if policy and shares is None:
         raise BadInput(f"reshard_after_forward {policy!r}: of FSDP, and sharding is {kind!r}")
     always = policy == "always" or (policy != "never" and shares is not None and shares.always)
-    return Sharing(ranks=ranks, shares=shares, keeps=policy == "never", always=always)
+    return Sharing(ranks=ranks, shares=shares, keeps=policy == "never", always=always, hosted=hosted)
+
+
+def _hosted(offload: Sequence[str], kind: str) -> bool:
+    """Whether parameters and the optimizer are in host memory: FSDP has both there or neither."""
+    asked = [part for part in ("parameters", "optimizer") if part in offload]
+    for part in offload:
+        if part == "kv_cache":
+            raise BadInput("offload 'kv_cache': there is none in training; there are parameters, optimizer, activations")
+    if asked and kind != "fsdp":
+        raise Unknown(f"offload {asked[0]!r} with sharding {kind!r}: estimated are activations, and parameters with optimizer under fsdp")
+    if len(asked) == 1:
+        raise BadInput(f"offload {asked[0]!r}: FSDP has parameters and optimizer in host memory together; write parameters,optimizer")
+    return bool(asked)

@@ -8,6 +8,7 @@ tape. `peak_allocated` is `torch.cuda.max_memory_allocated()`; the order of allo
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from functools import partial
 
 from ...allocator import Event
@@ -28,12 +29,15 @@ from .adapters import check
 from .loading import loading
 from .objectives.passes import Beside, beside
 from .recipe import Framework, Recipe, read
-from .sharing import DDP
+from .sharing import DDP, Sharing
 from .stepping import TRAINING, Stepping
 
 LOADED = TRAINING | {Moment.LOAD}
 PACKED_BYTES = 0.5
 """Of an element of a 4-bit weight, which FSDP gathers as it is packed; scales are whole on every rank."""
+HOSTED = ("weights", "gradients", "optimizer states", "optimizer step")
+STAYS = (("scales",), ("being loaded",), ("rotary tables",), ("embedding replaced",))
+"""What FSDP's CPU offload has in host memory, and what stays on the GPU though it is listed with the weights."""
 SWEPT = "the sweep of the tape, as torch's autograd engine runs it"
 
 
@@ -67,10 +71,11 @@ def account(job: Job, framework: Framework) -> Account:
         Item(path=("cuda context",), nbytes=framework.context[0], alive=LOADED, why="one process", source=framework.context[1]),
     ]
     items = extra.joined(items)
+    items, host = _apart(items, recipe.sharing)
     peak = ledger(items).peak()[1]
 
     def events() -> list[Event]:
-        return _events(job, tape, mine, recipe, form, stepping, passes, extra)
+        return _events(job, tape, () if recipe.sharing.hosted else mine, recipe, form, stepping, passes, extra)
 
     return Account(
         tape=tape,
@@ -87,6 +92,7 @@ def account(job: Job, framework: Framework) -> Account:
         events=events if extra.timed else None,
         outside=framework.context[0] + extra.outside,
         count=recipe.sharing.ranks,
+        host=host,
         assumptions=_assumptions(recipe, tape),
         remarks=_remarks(stepping, passes),
     )
@@ -117,6 +123,8 @@ def _sharding(recipe: Recipe, trained: Sequence[Weight], tied: bool) -> Sharding
     """How several GPUs share the weights, where they do. FSDP wants all that train to have one dtype."""
     if not recipe.sharing.shares:
         return None
+    if recipe.adapters and recipe.adapters.base and recipe.adapters.base.eight:
+        raise Unknown("quantization 'int8' with sharding 'fsdp': bitsandbytes' int8 weights are not shared out; choose nf4 or ddp")
     sizes = {(recipe.computed(weight), recipe.gradient(weight)) for weight in trained}
     if len(sizes) > 1:
         raise BadInput("sharding 'fsdp' with weights of several dtypes that train: it wants one; choose another precision or lora.dtype")
@@ -142,7 +150,7 @@ def _passes(tape: Tape, recipe: Recipe, stepping: Stepping, sharding: Sharding |
     swept = []
     for added in kinds:
         later: Adds = "parts" if shares.synced else "whole"
-        adds: Adds = later if added else "wait" if len(kinds) > 1 and not shares.synced else ""
+        adds: Adds = later if added else "wait" if len(kinds) > 1 and not shares.synced else "parts" if recipe.sharing.hosted else ""
         swept.append(
             sweep(
                 tape,
@@ -169,13 +177,23 @@ def _shared(recipe: Recipe, root: Unit, trained: Sequence[Weight]) -> list[Item]
 
 def _scales(tape: Tape, recipe: Recipe, form: Scheme) -> list[Item]:
     """Of packed weights that several GPUs share, each has all the scales: they are no parameters (bitsandbytes' quant_state)."""
-    adapters, ranks = recipe.adapters, recipe.sharing.ranks
-    if not (recipe.sharing.shares and adapters and adapters.base):
-        return []
-    packed = [weight for weight in tape.weights if adapters.packed(weight)]
+    packed = [weight for weight in tape.weights if _shared_packed(recipe, weight)]
     scales = sum(share.nbytes for share in weights_nbytes(packed, form)) - int(sum(weight.numel for weight in packed) * PACKED_BYTES)
-    why = "whole on every rank"
-    return [Item(path=("weights", "scales"), nbytes=scales - scales // ranks, alive=LOADED, why=why, source=SHARDED)]
+    return [Item(path=("weights", "scales"), nbytes=scales, alive=LOADED, why="whole on every rank", source=SHARDED)] if packed else []
+
+
+def _shared_packed(recipe: Recipe, weight: Weight) -> bool:
+    """Whether several GPUs share the packed form of a weight."""
+    return bool(recipe.sharing.shares and recipe.adapters and weight.part != "adapters" and recipe.adapters.packed(weight))
+
+
+def _apart(items: Sequence[Item], sharing: Sharing) -> tuple[list[Item], list[Item]]:
+    """What is on the GPU, and what all ranks together have in host memory: there the optimizer steps."""
+    if not sharing.hosted:
+        return list(items), []
+    there = [item for item in items if item.path[0] in HOSTED and item.path[1:] not in STAYS and Moment.STEP in item.alive]
+    here = [item for item in items if item not in there]
+    return here, [replace(item, nbytes=item.nbytes * sharing.ranks) for item in there]
 
 
 def _first_step(items: Iterable[Item], stepping: Stepping) -> int:
@@ -202,7 +220,10 @@ def _form(job: Job, recipe: Recipe) -> Scheme:
 def _weights(job: Job, weights: Sequence[Weight], recipe: Recipe, form: Scheme) -> list[Item]:
     """The base in its number format, adapters in theirs."""
     base = [weight for weight in weights if weight.part != "adapters"]
-    items = [item_of_share(share, LOADED, job.model.origin) for share in weights_nbytes(base, form)]
+    items = []
+    for share in weights_nbytes(base, form):
+        item = item_of_share(share, LOADED, job.model.origin)
+        items.append(replace(item, nbytes=int(share.weight.numel * PACKED_BYTES)) if _shared_packed(recipe, share.weight) else item)
     for weight in weights:
         if weight.part == "adapters":
             size = recipe.size(weight)
@@ -274,8 +295,9 @@ def _events(
             resident += [block for share in weights_nbytes([weight], form) for block in each(weight, share.nbytes)] * (1 + extra.copies)
     workspaces = [item.nbytes // 2 for item in _workspaces(job)] * 2
     stays = [item.nbytes for item in recipe.framework.stays(tape, recipe) if item.alive >= TRAINING]
-    resident += [*stepping.resident(), *workspaces, *stays]
-    return timeline(resident, passes, states=stepping.states(), step=stepping.step()[1], between=extra.between)
+    resident += [*stepping.resident(), *workspaces, *stays, *(item.nbytes for item in _scales(tape, recipe, form))]
+    states, step = ((), ()) if recipe.sharing.hosted else (stepping.states(), stepping.step()[1])
+    return timeline(resident, passes, states=states, step=step, between=extra.between)
 
 
 def _filled(recipe: Recipe) -> dict[str, object]:

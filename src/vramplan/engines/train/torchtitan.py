@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ...errors import BadInput, Unknown
-from ...ops.loss import cross_entropy
+from ...ops.loss import compiled_cross_entropy, cross_entropy
 from ...optimizers import named
 from ...tape import Kernels, Op, Tape
 from ..job import Account, Job, release
@@ -49,7 +49,7 @@ def account(job: Job) -> Account:
         raise Unknown(f"engine 'torchtitan': its Llama 3 is described, not its model for {kind!r}")
     if s.compile and s.checkpointing == "none":
         raise Unknown("compile with checkpointing 'none': what Inductor keeps is its own choice then; estimated are selective and full")
-    return step_account(job, replace(TORCHTITAN, selective=_kept_compiled, compiled=True) if s.compile else TORCHTITAN)
+    return step_account(job, replace(TORCHTITAN, selective=_kept_compiled, compiled=True, loss="compiled") if s.compile else TORCHTITAN)
 
 
 def _kernels(recipe: Recipe) -> Kernels:
@@ -80,10 +80,16 @@ def _plain(tape: Tape, recipe: Recipe) -> None:
     cross_entropy(tape, tape.ops[-1].writes[0])
 
 
+def _compiled(tape: Tape, recipe: Recipe) -> None:
+    compiled_cross_entropy(tape, tape.ops[-1].writes[0])
+
+
 def _assumes(recipe: Recipe) -> list[str]:
     lines = ["defaults of train_configs/llama3_8b.toml; the embedding and the head are two matrices"]
     if recipe.compiled:
-        lines.append("each layer compiled, the loss is not; what Inductor fuses within a layer is counted as if it did not")
+        lines.append(
+            "each layer compiled (and the loss, unless loss plain); what Inductor fuses within a layer is counted as if it did not"
+        )
     return [*lines, "checkpointing selective: selective_ac_option 'op'"] if recipe.checkpointing == "selective" else lines
 
 
@@ -91,7 +97,7 @@ TORCHTITAN = Framework(
     name="torchtitan",
     version=VERSION,
     kernels=_kernels,
-    losses={"plain": _plain},
+    losses={"plain": _plain, "compiled": _compiled},
     precision="bf16-mixed",
     precisions=("bf16-mixed", "fp8-mixed"),
     checkpointing="selective",
