@@ -16,8 +16,8 @@ REPEATED = ("gpu", "weights", "context_length", "kv_dtype")
 """Keys that may be given several times: every combination becomes a row of a table."""
 SHORT = {"context_length": ("--context",), "sequences": ("--batch",)}
 """Other names for some options."""
-REFUSED = ("Parallelism",)
-"""Groups of keys that no engine estimates yet: read and refused with a reason, and left out of the help."""
+REFUSED = ("virtual_pipeline", "pipeline_schedule")
+"""Keys that no engine estimates yet: read and refused with a reason, and left out of the help."""
 BY_HAND = {
     "layers": "num_hidden_layers",
     "hidden": "hidden_size",
@@ -43,9 +43,9 @@ def scenario_options(command: Command) -> Command:
         flags = (f"--{name.replace('_', '-')}", *SHORT.get(name, ()))
         if name in _FLAGS:
             both = f"{flags[0]}/--no-{flags[0][2:]}"
-            command = click.option(both, name, default=None, help=about["help"], hidden=about["group"] in REFUSED)(command)
+            command = click.option(both, name, default=None, help=about["help"], hidden=name in REFUSED)(command)
         else:
-            again, hidden = name in REPEATED, about["group"] in REFUSED
+            again, hidden = name in REPEATED, name in REFUSED
             text = about["help"] + (" (repeatable)" if again else "")
             command = click.option(*flags, name, multiple=again, help=text, hidden=hidden, metavar=about.get("metavar"))(command)
     text = "a scenario as a JSON file, or - for standard input; options given beside it win"
