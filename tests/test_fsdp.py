@@ -22,26 +22,15 @@ def peak(**keys: Any) -> int:
     return int(estimate(**keys).facts["peak_allocated"])
 
 
-def unexplained(row: dict[str, Any]) -> bool:
-    """A mixture of experts whose layers all stay whole: 3.4 % under, cause not found."""
-    return "OLMoE" in row["scenario"]["model"] and row["scenario"].get("reshard_after_forward") == "never"
-
-
-def case(number: int) -> Any:
-    name, row = ROWS[number]["scenario"]["model"].split("/")[1], ROWS[number]
-    return pytest.param(row, id=f"{name}-{number}", marks=[pytest.mark.xfail(strict=True)] if unexplained(row) else [])
-
-
-@pytest.mark.parametrize("row", [case(number) for number in range(len(ROWS))])
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row['scenario']['model'].split('/')[1]}-{ROWS.index(row)}")
 def test_a_rank_takes_what_fsdp2_takes(row: dict[str, Any]) -> None:
-    assert peak(**row["scenario"]) == pytest.approx(row["peak"], rel=0.02)
+    assert peak(**row["scenario"]) == pytest.approx(row["peak"], rel=0.002)
 
 
-def test_most_steps_agree_to_a_thousandth() -> None:
+def test_half_of_the_steps_agree_to_a_twenty_thousandth() -> None:
     errors = [abs(peak(**row["scenario"]) / row["peak"] - 1) for row in ROWS]
     assert len(errors) >= 40
-    assert median(errors) <= 0.0002
-    assert sum(error <= 0.01 for error in errors) >= 0.95 * len(errors)
+    assert median(errors) <= 0.00005
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 8, 1000])

@@ -75,6 +75,14 @@ class Sharding:
             return part_of(weight, self.ranks)
         return replace(weight, copies=1, shape=(Dim(-(-numel(weight.shape) * weight.copies // self.ranks), "elements/ranks"),))
 
+    def stepped(self, trained: Iterable[Weight]) -> list[Weight]:
+        """A rank's parts of what trains, as the optimizer has them."""
+        return [self.part(weight) for weight in trained]
+
+    def accumulates(self, adds: Adds) -> bool:
+        """Whether a gradient is added to the one that waits as it comes."""
+        return adds == "whole" and not self.flat and self.reduced == self.computed
+
     def unit(self, weights: Iterable[Weight]) -> Unit:
         """The unit of one layer's `weights`."""
         some = [w for w in weights if w.kind != "buffer"]
@@ -94,8 +102,8 @@ class Sharding:
 
     def arranged(self, runs: Runs, root: Unit, adds: Adds = "") -> Runs:
         """The runs with what the ranks gather and reduce; what becomes of their gradients is `adds`. The whole `root` is not counted."""
-        pieces = [(replace(run), times) for run, number in runs for times in _edges(number)]
-        units = [root if self._rooted(run) else self.unit(_weights(run)) for run, _ in pieces]
+        pieces = [(replace(run), times) for run, number in runs for times in edges(number)]
+        units = [root if self._rooted(run) else self.unit(weights_of(run)) for run, _ in pieces]
         waiting: list[tuple[Key, int]] = []
         for index in range(len(pieces) - 1, -1, -1):
             run, unit = pieces[index][0], units[index]
@@ -112,7 +120,7 @@ class Sharding:
 
     def waiting(self, runs: Runs, root: Unit) -> int:
         """Bytes of whole gradients that wait for the last pass of a step."""
-        units = sum(self.unit(_weights(run)).gradients * times for run, times in runs if not self._rooted(run))
+        units = sum(self.unit(weights_of(run)).gradients * times for run, times in runs if not self._rooted(run))
         return (units + root.gradients) * self.reduced
 
     def _rooted(self, run: Run) -> bool:
@@ -123,20 +131,20 @@ class Sharding:
         return self.keeps or (run.first > 0 and _outside(run) and not self.always)
 
     def _forward(self, run: Run, unit: Unit, before: Unit) -> None:
-        last, key = len(run.ops) - 1, _keys(run)
-        entered, left = _made(0, (key(HELD), before.buffer)), []
-        if self._rooted(run) and run.first > 0:
-            left += _freed(last, (key(HELD), before.buffer))
+        """The buffer of the unit `before` goes when this one is whole, or with the root's forward pass."""
+        last, key, ends = len(run.ops) - 1, _keys(run), self._rooted(run) and run.first > 0
+        held, buffer = (key(HELD), before.buffer), (key(BUFFER), 0 if ends else unit.buffer)
+        cast, whole = (key(CAST), 0 if ends else unit.cast), (key(WHOLE), 0 if self._rooted(run) else unit.whole)
+        entered = [*_made(0, held, cast, buffer), *_freed(0, cast), *_made(0, whole)]
+        left = _freed(last, buffer)
+        if ends:
+            left += _freed(last, held)
         else:
-            entered += _made(0, (key(CAST), unit.cast), (key(BUFFER), unit.buffer))
-            entered += _freed(0, (key(CAST), unit.cast), (key(HELD), before.buffer))
-            left += _freed(last, (key(BUFFER), unit.buffer))
-        if not self._rooted(run):
-            entered += _made(0, (key(WHOLE), unit.whole))
-            if self._stays(run):
-                run.kept += unit.whole
-            else:
-                left += _freed(last, (key(WHOLE), unit.whole))
+            entered += _freed(0, held)
+        if not self._stays(run):
+            left += _freed(last, whole)
+        elif whole[1]:
+            run.kept += unit.whole
         run.forward = [*entered, *run.forward, *left]
 
     def _backward(self, run: Run, unit: Unit, before: Unit, after: Unit) -> None:
@@ -155,7 +163,9 @@ class Sharding:
         run.backward = [*run.backward[:start], *entered, *run.backward[start:], *left]
 
     def _reduce(self, run: Run, unit: Unit, own: Sequence[tuple[Key, int]], adds: Adds) -> None:
-        """Whole gradients become a rank's part of them. Those of one flat weight are put together first."""
+        """Whole gradients become a rank's part of them. Those of one flat weight are put together first; the last unit's, which is reduced
+        when the backward pass is over, go last.
+        """
         part = unit.gradients // self.ranks * self.gradient
         kept: tuple[Key, int] = ("x" if adds == "parts" else "s", -1 - run.first), part
         whole: tuple[Key, int] = ("w", -1 - 2 * run.first), unit.gradients * self.computed
@@ -169,8 +179,9 @@ class Sharding:
             events += [*_made(0, waiting), *_freed(0, *own)]
         else:
             output = _keys(run)(OUTPUT), part // self.gradient * self.reduced * (self.gradient != self.reduced)
-            events += [*_made(0, reducing), *_freed(0, *own, *([waiting] if adds == "whole" else []))]
-            events += [*_made(0, output, kept), *_freed(0, output, reducing, *([kept] if adds == "parts" else []))]
+            gone = _freed(0, *own, *([waiting] if adds == "whole" else []))
+            events += [*_made(0, reducing), *(gone if run.first else []), *_made(0, output, kept), *_freed(0, output)]
+            events += [*([] if run.first else gone), *_freed(0, reducing, *([kept] if adds == "parts" else []))]
         run.backward += events
         run.gradients = sum(nbytes * (1 if what == "make" else -1) for what, _, (kind, _), nbytes in run.backward if kind in "ws")
 
@@ -180,7 +191,7 @@ def _keys(run: Run) -> Callable[[int], Key]:
     return lambda number: ("u" if number < HELD else "a", 8 * run.first + number)
 
 
-def _weights(run: Run) -> Iterable[Weight]:
+def weights_of(run: Run) -> Iterable[Weight]:
     return {id(w): w for op in run.ops for w in op.weights}.values()
 
 
@@ -191,10 +202,10 @@ def _end(run: Run) -> int:
 
 
 def _outside(run: Run) -> bool:
-    return all(weight.layers is None for weight in _weights(run))
+    return all(weight.layers is None for weight in weights_of(run))
 
 
-def _edges(times: int) -> Sequence[int]:
+def edges(times: int) -> Sequence[int]:
     """The first and the last of alike runs have other neighbours."""
     return (1, times - 2, 1) if times > 2 else (1,) * times
 
