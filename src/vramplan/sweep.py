@@ -435,8 +435,8 @@ def _backward_peak(runs: Runs, kept: int) -> tuple[Peak, int]:
             kept -= sum(t.nbytes for t in run.outlasting)
         transient, own, gathered, op = _worst(run)
         for done in {0, times - 1}:
-            left, sofar = kept - run.kept * done, gradients + run.gradients * done
-            at = Peak(saved=left, gradients=sofar + own, transient=transient, gathered=gathered, where=run.ops[op].name)
+            left, sofar = kept - run.kept * done + min(transient, 0), gradients + run.gradients * done
+            at = Peak(saved=left, gradients=sofar + own, transient=max(transient, 0), gathered=gathered, where=run.ops[op].name)
             peak = max(peak, at, key=_size)
         kept -= run.kept * times + (run.once - run.spared if run.first not in pieces[:number] else 0)
         gradients += run.gradients * times
