@@ -93,16 +93,18 @@ UNEXPLAINED = """
 
 - **Qwen3 with transformers 4.51.3**: the table shows weights and cache and next to nothing for the prefill of 14,336 and 30,720 tokens,
   unlike the same script's rows for Qwen2.5 with 4.46, which agree within 2 %. A prompt fed in pieces would look so; nothing says it was.
-- **AWQ and GPTQ at a prompt of one token** lie up to 0.22 GiB under what was measured: the loaders' own buffers, which are not modelled.
-- **GPTQ-Int8**, which the rows call `int8`, is estimated as bitsandbytes' int8: about 3 % less.
-- **vLLM's forward pass** (models with a small vocabulary, mixtures of experts) is 6 to 26 % under the log; where the sampler is larger, the
-  rule fitted on 11 of these models is within 0.3 %. CUDA graphs and non-torch memory are medians of these logs, not derived.
+- **AWQ and GPTQ at a prompt of one token** lie up to 0.22 GiB under what was measured: the loaders' own buffers, which are not modelled;
+  GPTQ's kernels keep 0.1 to 0.5 GiB at any length.
+- **Qwen3-FP8 with tied embeddings (0.6B, 4B)** takes as much more as a head of its own would.
+- **vLLM's CUDA graphs**: their pool follows from shapes, the driver's part was fitted on these logs: within 6 % for most models, a
+  fifth too much for Gemma 3, a third too little for gpt-oss. Non-torch memory is a median by release and ranks.
+- **gpt-oss-20b in vLLM 0.19 at 0.95 of an H100** ran out of memory in the sampler after its graphs were captured; by our account 1.6 GiB
+  were left.
+- **Kimi-VL in vLLM**: 0.1 GiB of the activation peak are pixels of pictures, whose size its family does not say.
 - **ms-swift's training rows** are reserved memory of runs whose sequences vary in length (3,234 tokens on average, cut at the row's limit),
   of models that ran by code of their own. With all sequences at the limit the allocator needs 10 to 44 % less than was measured; replaying
   random lengths of that average and spread gives 16.8, 25.4 and 27.9 GiB where 18.0, 21.7 and 27.7 were measured. Nothing is fitted.
 - **Rows with several GPUs** are refused in training by this version, and counted as refused.
-- **gpt-oss in vLLM**: MXFP4 weights are padded and repacked on Hopper: 1.5 to 4.9 GiB more than the file.
-- **Gemma-3-4B in vLLM** prints 0.57 GiB more weights than its checkpoint holds.
 - **Ollama** gives each slot the whole context, where `-c` of llama.cpp's server is shared: one row is off by that factor.
 - **GGUF files of DeepSeek and Llama-3.1 in logs of ik_llama.cpp**: some are that fork's own mixtures under the same name (Q4_K_M of
   DeepSeek-V3 357.6 GiB, where llama.cpp's is 376.7), and one row is of a device that does not hold the embeddings.

@@ -32,9 +32,8 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests" / "sources"))
 
-from gguf_samples import ARCHS, DEFAULTS, metadata_of, tape_of, tensors_of  # noqa: E402
+from gguf_samples import ARCHS, DEFAULTS, language_model, metadata_of, tape_of, tensors_of  # noqa: E402
 
-from vramplan.catalog.models import find_model  # noqa: E402
 from vramplan.estimate import _facts  # noqa: E402
 from vramplan.formats import scheme as named_scheme  # noqa: E402
 from vramplan.sources import resolve  # noqa: E402
@@ -175,11 +174,9 @@ def arguments(s: Scenario, servers: list[str]) -> list[str]:
 
 
 # ---- the file ---------------------------------------------------------------------------------------------------------------
-def language_model(model: str) -> dict[str, Any]:
-    """The catalogue's config of `model`, of its language model where it has a tower too."""
-    config: dict[str, Any] = dict(find_model(model).config)
-    if "text_config" in config:
-        config = {**config["text_config"], **{k: v for k, v in config.items() if k == "tie_word_embeddings"}}
+def config_of(model: str) -> dict[str, Any]:
+    """The config of the language model of `model`, with what its class has where the config is silent."""
+    config = language_model(model)
     return {**DEFAULTS.get(config["model_type"], {}), **config}
 
 
@@ -192,12 +189,11 @@ def tensors(model: str, arch: str, config: Mapping[str, Any], weights: str) -> I
     layers = 1 + max(i for w in tape.weights for i in w.layers or (0,))
     names = gguf.get_tensor_name_map(ARCHS[arch], layers)
     scheme = named_scheme(weights, facts=_facts(resolve(model)))
-    bare = {k: v for k, v in config.items() if k not in ("architectures", "quantization_config")}
     for w in tape.weights:
         for layer in w.layers or (None,):
             types = scheme.format_of(w, layer).name.split(" and ")
             one = w if layer is None else replace(w, layers=(layer,))
-            for i, (name, shape) in enumerate(tensors_of(one, names, bare)):
+            for i, (name, shape) in enumerate(tensors_of(one, names, config)):
                 yield reshaped(name, shape, config, types[min(i, len(types) - 1)])
     if arch == "gemma4":
         yield "rope_freqs.weight", (config["global_head_dim"] // 2,), "F32"
@@ -232,7 +228,7 @@ MAMBA_2 = ("mamba2", "falcon_h1", "granitemoehybrid", "nemotron_h", "bamba")
 
 def write_gguf(path: str, model: str, arch: str, weights: str) -> None:
     """A GGUF of `model`'s dimensions, its tensors a hole."""
-    config = language_model(model)
+    config = config_of(model)
     tape = tape_of(config)
     layers = 1 + max(i for w in tape.weights for i in w.layers or (0,))
     vocab = next(int(w.shape[0]) for w in tape.weights if w.kind == "embed")
@@ -305,6 +301,9 @@ def required(c: Mapping[str, Any], n: int, biased: bool) -> dict[str, Any]:
         "embedding_scale": 1.0,
         "attention.scale": 0.1,
         "rope.dimension_sections": [11, 11, 10, 0],
+        "rope.scaling.finetuned": False
+        if c["model_type"] == "granitemoehybrid" and c.get("position_embedding_type", "nope") == "nope"
+        else None,
         "use_parallel_residual": c.get("use_parallel_residual", True),
     }
 
@@ -375,7 +374,7 @@ def main(folder: Path, out: Path, *only: str) -> None:
             for number, (arch, model) in enumerate(MODELS):
                 if only and not any(part in model for part in only):
                     continue
-                config = language_model(model)
+                config = config_of(model)
                 tape = tape_of(config)
                 layers = 1 + max(i for w in tape.weights for i in w.layers or (0,))
                 moe = any(w.kind == "experts" for w in tape.weights)

@@ -41,9 +41,13 @@ def append(
 
 
 def _send(trace: Callable[[dict[str, Any]], Any], asked: dict[str, Any], pipe: Any) -> None:
-    """The figures of the second step, which is the steady one, or what went wrong."""
+    """The figures that a trace has already, or those of its second step, which is the steady one, or what went wrong."""
     try:
-        steady = trace(asked).steady
+        found = trace(asked)
+        if isinstance(found, dict):
+            pipe.send(found)
+            return
+        steady = found.steady
         pipe.send({"peak": steady.nbytes, "moment": steady.moment, "op": steady.op, "categories": steady.categories})
     except Exception as error:
         pipe.send({"failed": f"{type(error).__name__}: {error}"[:300]})

@@ -11,7 +11,7 @@ TEXT: dict[str, Any] = {"type": "string", "minLength": 1}
 QUANTITIES = (
     "parameters", "trainable_parameters", "active_parameters", "weights", "kv_cache", "kv_bytes_per_token", "kv_tokens", "activation_peak",
     "compute_buffer", "cuda_graphs", "non_torch", "peak_allocated", "peak_reserved", "process",
-    "first_step", "load_peak",
+    "first_step", "load_peak", "longest_context",
 )  # fmt: skip
 MOMENTS = ("load", "profile", "prefill", "decode", "generate", "forward", "reference", "loss", "backward", "step")
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from vramplan import BadInput, Estimate, Unknown, estimate
+from vramplan import BadInput, Estimate, Unknown, estimate, inspect
 from vramplan.units import GiB, MiB
 
 LLAMA = "meta-llama/Llama-3.1-8B"
@@ -103,7 +103,7 @@ def test_the_process_is_the_sum_of_all() -> None:
     assert 4 * GiB < q["weights"] < 5 * GiB
 
 
-@pytest.mark.parametrize(("key", "value"), [("tensor_parallel", 2), ("split_mode", "row"), ("draft_model", LLAMA), ("mmproj", True)])
+@pytest.mark.parametrize(("key", "value"), [("tensor_parallel", 2), ("split_mode", "row"), ("draft_model", "mtp")])
 def test_what_it_does_not_know_is_refused(key: str, value: object) -> None:
     with pytest.raises(Unknown, match=key):
         llama_cpp(**{key: value})
@@ -113,6 +113,7 @@ def test_what_it_does_not_know_is_refused(key: str, value: object) -> None:
     ("keys", "message"),
     [
         ({"kv_dtype": "q8_0", "flash_attention": False}, "needs flash attention"),
+        ({"mmproj": True}, "has no tower for images or sound"),
         ({"kv_dtype": "q3_k"}, "cache type 'q3_k' is not known"),
         ({"tensor_split": [1, 1], "gpu_count": 1}, "2 shares for 1 GPUs"),
         ({"tensor_split": [0, 0]}, "one must be more than 0"),
@@ -179,3 +180,66 @@ def test_programs_that_run_it(name: str) -> None:
 def test_all_layers_on_the_gpu_may_be_said(layers: int) -> None:
     """Llama-3.1-8B: 32 and the output."""
     assert llama_cpp(gpu_layers=layers, cpu_moe_layers=0).peak == llama_cpp().peak
+
+
+@pytest.mark.parametrize(
+    ("outputs", "gpus", "theirs", "host"),
+    [
+        (1, 1, [79702048], 25178144),
+        (2, 1, [71313440], 16789536),
+        (4, 1, [67119136], 12595232),
+        (4, 2, [96509952, 113287296], 37798016),
+    ],
+)
+def test_fewer_rows_that_give_logits(outputs: int, gpus: int, theirs: list[int], host: int) -> None:
+    """llama.cpp's own planner with n_outputs_max: Llama-3.2-1B Q8_0, -c 16384, as many slots as outputs, blocks of 32 B, not of 128."""
+    answer = llama_cpp(
+        "meta-llama/Llama-3.2-1B",
+        weights="Q8_0",
+        context_length=16384,
+        sequences=outputs,
+        outputs=outputs,
+        gpu_count=gpus,
+    )
+    found = [share.ledger.total("compute buffer") for share in sorted(answer.shares, key=lambda share: share.rank)]
+    assert found == pytest.approx(theirs, abs=1024)
+    assert answer.host.total("compute buffer") == pytest.approx(host, abs=1024)
+
+
+def test_a_draft_model_has_weights_cache_and_buffer_of_its_own() -> None:
+    """Llama-3.2-1B beside 70B: 16 layers × 8 heads × 64 × 2 sides × 8,192 tokens × 2 B; logits of one token."""
+    big = llama_cpp("meta-llama/Llama-3.1-70B", gpu_memory="80GiB")
+    both = llama_cpp("meta-llama/Llama-3.1-70B", gpu_memory="80GiB", draft_model="meta-llama/Llama-3.2-1B", kv_dtype="q8_0")
+    alone = llama_cpp("meta-llama/Llama-3.2-1B", outputs=1).ledger
+    assert both.ledger.total("kv cache", "draft") == 16 * 8 * 64 * 2 * 8192 * 2
+    assert both.ledger.total("weights", "draft") == alone.total("weights")
+    assert both.ledger.total("compute buffer", "draft") == alone.total("compute buffer")
+    assert both.ledger.total("weights") == big.ledger.total("weights") + alone.total("weights")
+
+
+def test_a_projector_is_the_tower_in_f16() -> None:
+    """Gemma-3's SigLIP tower and projector, 420 million parameters: matrices in F16; norms, biases and positions, 2 %, in F32."""
+    plain, seeing = (llama_cpp("google/gemma-3-4b-it", mmproj=on) for on in (False, True))
+    more = seeing.ledger.total("weights") - plain.ledger.total("weights")
+    parameters = sum(weight.numel for weight in inspect("google/gemma-3-4b-it").tape.weights if weight.tower)
+    assert 419e6 < parameters < 421e6
+    assert 2 * parameters < more < 2 * parameters * 1.03
+    assert any("projector's own compute buffer" in text for text in seeing.remarks)
+
+
+def test_a_context_beyond_the_model_s_own_is_warned_of() -> None:
+    answer = llama_cpp(context_length=200_000)
+    assert answer.quantities["kv_tokens"] == 200_192
+    assert any("beyond the model's own 131,072 tokens" in text for text in answer.remarks)
+
+
+def test_a_pass_is_never_longer_than_the_logical_batch() -> None:
+    assert llama_cpp(logical_batch=128).peak == llama_cpp(ubatch=128).peak
+    assert llama_cpp(logical_batch=4096).peak == llama_cpp().peak
+
+
+@pytest.mark.parametrize(("gpu_memory", "tokens"), [("12GiB", 4096), ("24GiB", 32768), ("80GiB", 131072)])
+def test_ollama_s_context_goes_by_the_memory(gpu_memory: str, tokens: int) -> None:
+    """4,096, 32,768 from 23 GiB on, 262,144 from 47 GiB on, but never more than the model's own; for each slot."""
+    answer = llama_cpp(engine="ollama", gpu=None, gpu_memory=gpu_memory, context_length=None, sequences=2)
+    assert answer.quantities["kv_tokens"] == 2 * tokens

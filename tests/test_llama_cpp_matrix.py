@@ -1,10 +1,10 @@
 """Every case that llama.cpp's own planner answered (data/llama_cpp, made by scripts/llama_cpp_matrix.py), against ours, device by device.
 
-Weights and caches are equal to the MiB. Compute buffers are within 2 % in 95 of 100 of the models that only attend; those that also keep
-states, share caches or mask by an indexer are told apart below, with what their graph has that ours does not. What is further off among
-those that attend: Command R, Phi-3, Falcon and Hunyuan add branches and norms in another order than their checkpoints' own code, which the
-tape follows (up to 9 %, Falcon 11 %); DeepSeek-V2's experts and shared experts lie in another order over several GPUs (12 %); Llama 4
-weighs tokens before its experts, not after (5 %); MiMo-V2 and Phi-3.5-MoE in one case each (3 and 7 %), Qwen1.5-MoE in one (6 %).
+Weights and caches are equal to the MiB; compute buffers are within 2 % in 95 of 100, of GPUs and of the host. What is further off:
+GLM-5's indexer makes a mask of its own for each layer, which is not described (its buffers are up to 38 % too small); a hybrid's host, with
+some layers there, computes scans that ours leaves to the GPU; Granite 4.0's logits may lie above a hole that ours fills (22 % in one case);
+GPT-2, Pythia, BLOOM, DBRX and Phi-3 in one case each on the host, where attention is not flash and layers are split; Command R adds its
+branches in another order (4 %); DeepSeek-V2-Lite, GLM-4.7, Phi-3.5-MoE, Falcon-7B and the smallest Gemma 4 in a case or two (up to 11 %).
 """
 
 from __future__ import annotations
@@ -18,18 +18,13 @@ from typing import Any, NamedTuple
 import pytest
 
 from vramplan import estimate
+from vramplan.engines.llama_cpp_compute import compute_buffers
+from vramplan.engines.llama_cpp_pass import build
 from vramplan.units import MiB
 
 DATA = Path(__file__).parent.parent / "data" / "llama_cpp" / "cases.jsonl"
 CASES: list[dict[str, Any]] = [json.loads(line) for line in DATA.read_text(encoding="utf-8").splitlines()]
 FIGURES = ("arch", "model", "devices", "host", "version")
-
-STATES = (
-    "falcon-h1", "granitehybrid", "jamba", "lfm2", "lfm2moe", "mamba", "nemotron_h", "nemotron_h_moe", "qwen35", "qwen35moe", "qwen3next",
-)  # fmt: skip
-"""Their layers keep states: copies of states and of what a scan reads are placed by llama.cpp in an order that the tape does not have."""
-OTHERS = ("gemma4", "glm-dsa")
-"""Gemma 4's inputs for each layer are cut into layers at the start; GLM-5's indexer makes a mask of its own for each layer."""
 
 
 class Buffer(NamedTuple):
@@ -77,9 +72,9 @@ def test_weights_and_caches_are_equal(model: str) -> None:
     assert buffers(model)
 
 
-def share(*, host: bool, archs: tuple[str, ...], inside: bool) -> float:
-    """The share of buffers within 2 %, of the architectures inside or outside of `archs`."""
-    errors = [b.error for model in MODELS for b in buffers(model) if b.host == host and (b.arch in archs) == inside]
+def share(*, host: bool) -> float:
+    """The share of buffers within 2 %."""
+    errors = [b.error for model in MODELS for b in buffers(model) if b.host == host]
     return sum(abs(error) <= 0.02 for error in errors) / len(errors)
 
 
@@ -89,12 +84,18 @@ def test_there_are_enough_cases() -> None:
     assert max(case.get("gpu_count", 1) for case in CASES) == 4
 
 
-def test_compute_buffers_of_models_that_attend() -> None:
-    assert share(host=False, archs=(*STATES, *OTHERS), inside=False) >= 0.96
-    assert share(host=True, archs=(*STATES, *OTHERS), inside=False) >= 0.97
+def test_compute_buffers() -> None:
+    """The issue's 95 of 100. What stands here may only grow."""
+    assert share(host=False) >= 0.96
+    assert share(host=True) >= 0.95
 
 
-def test_compute_buffers_of_all() -> None:
-    """What stands here may only grow."""
-    assert share(host=False, archs=(), inside=False) >= 0.84
-    assert share(host=True, archs=(), inside=False) >= 0.94
+@pytest.mark.parametrize("model", MODELS)
+def test_layers_that_stand_for_others_have_the_buffers_of_all(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A graph of a few layers is that of all of them, to the byte."""
+    case = next(case for case in CASES if case["model"] == model)
+    few = [ours[2] for _, ours, _ in devices(case)]
+    compute_buffers.cache_clear()
+    monkeypatch.setattr("vramplan.engines.llama_cpp_compute.build", lambda g, tape, whole: build(g, tape, whole=True))
+    assert [ours[2] for _, ours, _ in devices(case)] == few
+    compute_buffers.cache_clear()

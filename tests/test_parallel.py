@@ -7,7 +7,7 @@ import pytest
 from vramplan import BadInput
 from vramplan.dim import Dim, numel
 from vramplan.families import walk
-from vramplan.parallel import tensor_parallel
+from vramplan.parallel import expert_slices, tensor_parallel
 from vramplan.parallel.tensor import part
 from vramplan.sources import resolve
 from vramplan.tape import Tape
@@ -68,3 +68,18 @@ def test_the_cache_of_a_rank() -> None:
 def test_heads_that_do_not_divide_are_told(model: str, degree: int) -> None:
     with pytest.raises(BadInput, match=f"tensor_parallel {degree}: .*heads"):
         tensor_parallel(tape(model), degree)
+
+
+def test_a_vocabulary_that_does_not_divide_is_told() -> None:
+    """Padded to a multiple of 64, then split: `divide` in vLLM 0.21 vocab_parallel_embedding.py."""
+    assert part(Dim(151_936, "vocab"), 2) == 75_968
+    with pytest.raises(BadInput, match="the vocabulary, 151,936 padded to 151,936, does not divide"):
+        part(Dim(151_936, "vocab"), 5)
+
+
+def test_slices_of_experts_over_all_replicas() -> None:
+    """Without expert parallelism two replicas of two ranks have a quarter of each expert, and half of the rest."""
+    whole = tape("Qwen/Qwen3-30B-A3B")
+    mine = expert_slices(tensor_parallel(whole, 2), whole, 4)
+    shares = {before.kind: numel(before.shape) // numel(after.shape) for before, after in zip(whole.weights, mine.weights, strict=True)}
+    assert (shares["experts"], shares["head"], shares["router"]) == (4, 2, 1)

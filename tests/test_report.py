@@ -37,6 +37,11 @@ def answers() -> list[Estimate]:
         for engine in ("vllm", "llama.cpp", "transformers")
         for gpu in (None, "rtx-4090", "rtx-pro-5000-72gb-blackwell")
     ]
+    scenarios += [
+        {"model": "meta-llama/Llama-3.1-8B", "engine": engine, "gpu": gpu, "context_length": 512}
+        for engine in ("tensorrt-llm", "lmdeploy", "exllamav2", "exllamav3", "litgpt")
+        for gpu in (None, "rtx-4090")
+    ]
     return [estimate(**given) for given in scenarios]
 
 

@@ -8,11 +8,14 @@ from typing import Any
 import pytest
 
 from vramplan import BadInput, Estimate, Unknown, estimate
+from vramplan.engines.sglang_pools import Pools
 from vramplan.ledger import Moment
 from vramplan.measured.validate import read, replay
+from vramplan.tape import Cache
 from vramplan.units import GiB, MiB
 
 LLAMA = "meta-llama/Llama-3.1-8B"
+CACHE = Cache(name="keys", side="k", shape=(1,), layers=(0,))
 ROWS = [
     row for row in read(Path(__file__).parent.parent / "data" / "measured" / "infer.jsonl") if row["scenario"].get("engine") == "sglang"
 ]
@@ -128,7 +131,10 @@ def test_what_runs_must_fit_beside_the_pools() -> None:
     """The pool takes its share whatever runs: a share of 0.99 leaves too little for the chunk, a smaller one starts."""
     full, some = (sglang(gpu_memory_utilization=share) for share in (0.99, 0.8))
     assert (full.fits, some.fits) == (False, True)
-    assert any("smaller gpu_memory_utilization" in remark for remark in full.remarks)
+    assert any("what runs beside the pools exceeds what they leave" in remark for remark in full.remarks)
+    advised = full.remarks[-1].split("--mem-fraction-static ")[1].split()[0].rstrip(")")
+    assert sglang(gpu_memory_utilization=float(advised)).fits
+    assert not sglang(gpu_memory_utilization=float(advised) + 0.01).fits
     assert full.gpu is not None
     assert full.headroom == full.gpu.usable - full.quantities["process"] < 0
 
@@ -150,6 +156,34 @@ def test_states_and_cache_share_what_the_weights_leave() -> None:
     assert answer.quantities["state_pool"] == (slots + 1) * slot
     assert answer.quantities["kv_tokens"] == (rest - slots * slot) // (12 * 2 * 2 * 256 * 2)
     assert answer.scenario.sequences == slots // 3
+
+
+@pytest.mark.parametrize("tokens", [1, 900, 6000, 60_000, 600_000])
+def test_a_hybrid_s_request_takes_the_fewest_bytes_that_hold_it(tokens: int) -> None:
+    """Bytes are shared as the engine does (`int(rest * 0.9 / 1.9 // slot)` slots, the rest to tokens): fewer bytes do not hold both."""
+    hybrid = Pools(full=[(CACHE, 700)], window=[], state=[(CACHE, 100_003)])
+
+    def holds(rest: int) -> bool:
+        slots = int(rest * 0.9 / (1 + 0.9) // hybrid.slot)
+        return slots >= 3 and (rest - slots * hybrid.slot) // 700 >= tokens
+
+    need = sum(item.nbytes for item in hybrid.request(tokens))
+    assert holds(need + 1)
+    assert not any(holds(rest) for rest in range(0, need - 1, need // 20_000 + 1))
+
+
+@pytest.mark.parametrize(
+    ("more", "first"),
+    [
+        ({"gpu": "rtx-4090", "context_length": 131072}, "--context-length 37297"),
+        ({"gpu": "rtx-4060-ti-16gb"}, "--quantization fp8"),
+        ({"model": "Qwen/Qwen3-30B-A3B", "gpu": "rtx-4090"}, "--tp-size 4"),
+    ],
+)
+def test_the_smallest_change_that_makes_it_start(more: dict[str, Any], first: str) -> None:
+    answer = sglang(**more)
+    assert not answer.fits
+    assert answer.remarks[-1].startswith(f"the smallest change that makes it start: {first}")
 
 
 def test_windows_get_a_pool_of_their_own_where_sglang_knows_them() -> None:
@@ -222,14 +256,14 @@ def test_four_ranks_keep_a_quarter() -> None:
     [
         ({"engine_version": "0.4.9"}, Unknown, "before 0.5"),
         ({"engine_version": "newest"}, BadInput, "engine_version"),
-        ({"tensor_parallel": 3}, BadInput, "heads 32 does not divide"),
+        ({"tensor_parallel": 3}, BadInput, r"--tp-size\): the number of attention heads \(32\)"),
         ({"gpu_count": 4, "tensor_parallel": 2}, BadInput, "takes 2 GPUs"),
         ({"expert_parallel": 2, "tensor_parallel": 2}, BadInput, "no experts"),
         ({"expert_parallel": 2, "tensor_parallel": 4}, Unknown, "expert_parallel 2"),
         ({"expert_parallel": 3, "tensor_parallel": 2}, BadInput, "SGLang spreads experts"),
         ({"pipeline_parallel": 64}, BadInput, "32 layers"),
         ({"draft_model": LLAMA}, Unknown, "draft_model"),
-        ({"context_length": 131073}, BadInput, "131,072 tokens"),
+        ({"context_length": 131073}, BadInput, "SGLANG_ALLOW_OVERWRITE_LONGER_CONTEXT_LEN"),
         ({"kv_dtype": "fp16"}, BadInput, "no cache type of sglang"),
         ({"kv_dtype": {"k": "fp8", "v": "bf16"}}, BadInput, "one for keys and values"),
         ({"gpu": "apple-m4-max-40-core"}, BadInput, "Apple"),

@@ -105,6 +105,18 @@ def test_without_gradients_nothing_is_kept() -> None:
     assert forward_only(tape()).forward.nbytes < sweep(tape(), gradient_itemsize=size).forward.nbytes / 2
 
 
+def test_each_threads_first_product_takes_its_workspace_for_good() -> None:
+    """The forward pass's lies before the logits, that of the backward pass behind what the loss has made: both stay for all steps."""
+    swept = sweep(tape(), gradient_itemsize=size)
+    plain, taken = (timeline([], [swept], states=[], step=[], workspaces=w) for w in ((0, 0), (1001, 1003)))
+    added = [(at, block) for at, (kind, block, nbytes) in enumerate(taken) if kind == ALLOC and nbytes in (1001, 1003)]
+    (forward, first), (backward, second) = added
+    assert len(taken) == len(plain) + 2
+    assert not {first, second} & {block for kind, block, _ in taken if kind == FREE}
+    logits = max(range(backward), key=lambda at: taken[at][2])
+    assert forward < logits < backward < len(taken) / 2
+
+
 def reserved(row: dict[str, Any], *, expandable: bool) -> float:
     answer = estimate(scenario(row["scenario"]))
     assert answer.events is not None
@@ -116,7 +128,9 @@ def reserved(row: dict[str, Any], *, expandable: bool) -> float:
 def test_reserved_memory_of_traced_steps(expandable: bool) -> None:
     """One in four rows: the allocator multiplies small differences of order, so that the median is judged, and the tails are bounded.
 
-    The worst are small models with a large vocabulary and expandable segments, where one block of logits more is a tenth: -10.9 %.
+    The worst are small models with a large vocabulary and expandable segments, where one block of logits more is a tenth: -10.9 % here, and
+    -11.5 % in all rows. Whether the logits find room in the hole that those of the step before left depends on where the workspace of
+    autograd's thread and what the optimizer keeps have come to lie in it, to a few MiB.
     """
     errors = [reserved(row, expandable=expandable) for row in ROWS[::4]]
     assert median(abs(error) for error in errors) < 0.005

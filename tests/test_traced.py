@@ -29,7 +29,7 @@ def name(row: dict[str, Any]) -> str:
         s["attention"],
         s["optimizer"],
     )
-    seen = f"-{s['images']}-images-{s['tower']}" if s.get("images") else ""
+    seen = f"-{s['images']}-images-{s.get('tower', 'trained')}" if s.get("images") else ""
     return "-".join(parts) + seen + ("-checkpointed" if s.get("checkpointing") == "full" else "")
 
 
@@ -95,15 +95,19 @@ def test_categories(row: dict[str, Any]) -> None:
     assert all(agrees(row, *pair) for category, pair in found.items() if category not in made), found
 
 
-def test_activations_told_apart() -> None:
-    """Saved activations, temporaries and gradients, each by itself, in all rows but four.
+ACROSS = {
+    "granite-3.3-2b-instruct-full-bf16-2x2048-sdpa-adamw-fused-checkpointed": "a tied matrix's first gradient is a temporary of the trace",
+    "mamba-130m-hf-full-bf16-1x64-eager-adamw-fused": "a tied matrix's first gradient is a temporary of the trace",
+    "Mistral-7B-Instruct-v0.3-qlora-bf16-mixed-1x1024-sdpa-adamw-fused": "what the loss keeps is a temporary of ours in its forward pass",
+    "Mistral-7B-Instruct-v0.3-dora-bf16-1x1024-sdpa-adamw-fused-checkpointed": "one tensor of DoRA's, 224 MiB, is a temporary of ours",
+    "llava-1.5-7b-hf-full-bf16-2x1024-sdpa-adamw-fused-1-images-trained": "what is freed of a layer is taken off our temporaries",
+}
+"""Rows in which a tensor is of one category here and of another there, and which one."""
 
-    A tied matrix's first gradient is a temporary of the trace until the second is added (granite-3.3-2b, checkpointed); where the peak lies
-    in the loss's forward pass, what that keeps is a temporary of ours (Mistral-7B, prepared for QLoRA under autocast); and one 224 MiB
-    tensor of DoRA's last layer, and what a trained tower keeps beside the decoder's first layer, are on the other side of the line.
-    """
-    apart = [name(row) for row in ROWS if not all(agrees(row, *pair) for pair in shares(row).values())]
-    assert len(apart) <= 4, apart
+
+def test_activations_told_apart() -> None:
+    """Saved activations, temporaries and gradients, each by itself within 2 %, in all other rows."""
+    assert {name(row) for row in ROWS if not all(agrees(row, *pair) for pair in shares(row).values())} <= set(ACROSS)
 
 
 def test_the_errors_together() -> None:

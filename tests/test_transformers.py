@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from vramplan import Estimate, Unknown, estimate
+from vramplan import BadInput, Estimate, Unknown, estimate
 from vramplan.ledger import Moment
 from vramplan.units import GiB, MiB
 
@@ -83,3 +83,105 @@ def test_gguf_files_are_refused() -> None:
         generate(weights="Q4_K_M")
     with pytest.raises(Unknown, match="compile"):
         generate(compile=True)
+
+
+# ---- other caches, beams, assistants, judged together in test_traced_generate.py ---------------------------------------------
+def cached(moment: Moment, **more: Any) -> int:
+    return generate(prompt_length=4000, output_length=96, **more).ledger.total("kv cache", moment=moment)
+
+
+def test_a_static_cache_is_as_long_as_it_will_be_from_the_first_token_on() -> None:
+    assert cached(Moment.PREFILL, cache_implementation="static") == 4096 * 131072 == cached(Moment.DECODE, cache_implementation="static")
+
+
+def test_of_an_offloaded_cache_one_layer_is_there_in_the_prefill_and_two_in_the_decode() -> None:
+    assert cached(Moment.PREFILL, cache_implementation="offloaded") == 4000 * 131072 // 32
+    assert cached(Moment.DECODE, cache_implementation="offloaded") == 2 * 4096 * 131072 // 32
+
+
+def test_a_quantised_cache_has_its_bits_and_two_numbers_for_each_group_of_64() -> None:
+    """4 bits and 4 B for 64 elements: 4.5 bits of 16, and a layer's keys and values unpacked, joined and packed anew (three of them)."""
+    elements = 4096 * 131072 // 2
+    assert cached(Moment.DECODE, cache_implementation="quanto-int4") == elements // 2 + elements // 64 * 4 + 3 * elements * 2 // 32
+    assert cached(Moment.PREFILL, cache_implementation="quanto-int4") == 4000 * 131072 // 2 * 9 // 16
+
+
+def test_a_dynamic_cache_s_largest_layer_is_there_twice_while_it_grows() -> None:
+    """One layer's keys beside new ones: 8 heads of 128 at 100,015 tokens."""
+    long = generate(prompt_length=16, output_length=100_000, context_length=100_016).ledger.total("activations", moment=Moment.DECODE)
+    assert 100_015 * 2048 <= long <= 100_015 * 2048 + 2 * 128256 * 4
+
+
+def test_beams_multiply_the_sequences() -> None:
+    assert cached(Moment.DECODE, num_beams=4) == cached(Moment.DECODE, sequences=4) == 4 * cached(Moment.DECODE)
+
+
+def test_an_assistant_has_weights_and_a_cache_of_its_own() -> None:
+    ledger = generate(draft_model="meta-llama/Llama-3.2-1B", prompt_length=1000, output_length=24, context_length=1024).ledger
+    assert ledger.total("draft model", "weights") == 2 * 1_235_814_400
+    assert ledger.total("draft model", "kv cache", moment=Moment.DECODE) == 1024 * 32768
+
+
+def test_the_decode_copies_the_chosen_experts_since_5_0() -> None:
+    """64 × 8 matrices of each kind, Qwen3-30B-A3B: 768 × 2,048 three times, in 16 bits."""
+    wide = {"model": "Qwen/Qwen3-30B-A3B", "sequences": 64, "prompt_length": 16, "context_length": 1024}
+    now, before = (generate(engine_version=v, **wide).ledger.total("activations", moment=Moment.DECODE) for v in ("5.23", "4.57"))
+    assert now - before > 0.9 * 64 * 8 * 3 * 768 * 2048 * 2
+
+
+# ---- loading --------------------------------------------------------------------------------------------------------------------
+def test_bitsandbytes_leaves_stacked_experts_in_16_bits() -> None:
+    """Qwen3-30B-A3B: 28,991,029,248 elements of its experts are one tensor in each layer since 5.0; before, each was an nn.Linear."""
+    now, before = (generate("Qwen/Qwen3-30B-A3B", weights="nf4", engine_version=v).quantities["weights"] for v in ("5.23", "4.57"))
+    assert 28_991_029_248 * 2 < now < 61_000_000_000
+    assert before < 18_200_000_000
+
+
+def test_a_checkpoint_is_unpacked_where_the_gpu_lacks_the_kernel() -> None:
+    packed, plain = (
+        generate("openai/gpt-oss-20b", gpu=gpu, prompt_length=64, context_length=64) for gpu in ("a100-sxm-80gb", "v100-sxm2-32gb")
+    )
+    assert packed.quantities["weights"] < 14e9
+    assert plain.quantities["weights"] > 41e9
+    assert any("unpacked" in line for line in plain.assumptions)
+
+
+# ---- several GPUs and the host ----------------------------------------------------------------------------------------------------
+def test_a_device_map_shares_weights_caches_and_what_is_left_for_the_host() -> None:
+    """Each GPU's layers have their caches there; the first has those of the host's layers too, whose modules come there in turn."""
+    answer = generate("meta-llama/Llama-3.1-70B", gpu="rtx-4090", gpu_count=4)
+    whole = generate("meta-llama/Llama-3.1-70B")
+    held = [share.ledger.total("weights", moment=Moment.DECODE) for share in answer.shares]
+    assert sum(held) + answer.host.total("weights") == whole.quantities["weights"]
+    assert sum(share.ledger.total("kv cache", moment=Moment.DECODE) for share in answer.shares) == whole.quantities["kv_cache"]
+    first = next(share for share in answer.shares if share.rank == 0)
+    assert first.ledger.total("offloaded weights", moment=Moment.DECODE) == 128256 * 8192 * 2
+
+
+def test_one_gpu_keeps_a_tenth_of_its_memory() -> None:
+    answer = generate(gpu="rtx-3060", device_map="auto")
+    assert answer.ledger.total("weights", moment=Moment.DECODE) < 0.9 * 12 * GiB
+    assert answer.host.total("weights") > 0
+
+
+# ---- bad input --------------------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("keys", "says"),
+    [
+        ({"model": "google/gemma-2-9b", "cache_implementation": "quanto-int4"}, "cache_implementation 'quanto-int4'.*full attention"),
+        ({"draft_model": "meta-llama/Llama-3.2-1B", "sequences": 2}, "sequences 2: .*one sequence"),
+        ({"draft_model": "meta-llama/Llama-3.2-1B", "num_beams": 2}, "num_beams 2"),
+        ({"draft_model": "Qwen/Qwen3-0.6B"}, "draft_model Qwen/Qwen3-0.6B: its vocabulary"),
+        ({"draft_model": "meta-llama/Llama-3.2-1B", "cache_implementation": "static"}, "cache_implementation 'static'.*crop"),
+        ({"device_map": "auto"}, "device_map: .*name a gpu"),
+        (
+            {"model": "meta-llama/Llama-3.1-70B", "weights": "nf4", "gpu": "rtx-4090", "gpu_count": 1, "device_map": "auto"},
+            "CPU or the disk",
+        ),
+        ({"model": "openai/gpt-oss-20b", "attention": "sdpa"}, "attention 'sdpa'"),
+        ({"weights": "fp32", "attention": "flash"}, "attention 'flash'"),
+    ],
+)
+def test_bad_input_is_answered_as_transformers_would(keys: dict[str, Any], says: str) -> None:
+    with pytest.raises(BadInput, match=says):
+        generate(**keys)

@@ -1,14 +1,17 @@
-"""vLLM's account: the arithmetic of its budget, pages and groups, versions, refusals. Figures of its logs are in published/vllm.toml."""
+"""vLLM's account: its budget, pages and groups, versions, logs of others, advice, refusals; published/vllm.toml has more."""
 
 from __future__ import annotations
 
+from pathlib import Path
+from statistics import median
 from typing import Any
 
 import pytest
 
 from vramplan import BadInput, Estimate, Unknown, estimate, scenario
 from vramplan.ledger import Moment
-from vramplan.units import GiB
+from vramplan.measured.validate import read, replay
+from vramplan.units import GiB, MiB
 
 LLAMA = "meta-llama/Llama-3.1-8B"
 
@@ -17,9 +20,35 @@ def vllm(model: Any = LLAMA, **more: Any) -> Estimate:
     return estimate(model, engine="vllm", **{"gpu_memory": 80 * GiB, "context_length": 8192, **more})
 
 
-@pytest.mark.parametrize(("version", "inside"), [("0.20.2", False), ("0.21.0", True), ("1.0", True)])
+ROWS = [row for row in read(Path(__file__).parent.parent / "data" / "measured" / "infer.jsonl") if row["scenario"].get("engine") == "vllm"]
+TARGETS = {"weights": (0.0025, 0.01), "kv_cache": (0.005, 0.03), "kv_tokens": (0.005, 0.03), "activation_peak": (0.01, 0.05)}
+"""Median and 95th percentile; the issue asks for 10 % of the activation peak."""
+
+
+@pytest.mark.parametrize("quantity", TARGETS)
+def test_what_it_logs(quantity: str) -> None:
+    """Every log that we carry, of each release: nothing refused, errors within the targets."""
+    answers = [replay(row) for row in ROWS if row["observed"]["quantity"] == quantity]
+    assert [answer.refused for answer in answers if answer.refused] == []
+    errors = sorted(abs(answer.error) for answer in answers if answer.error is not None)
+    middle, most = TARGETS[quantity]
+    assert len(errors) > 30
+    assert errors[-1] < 2 * most
+    assert median(errors) < middle
+    assert errors[len(errors) * 95 // 100] < most
+
+
+def test_starts_that_failed() -> None:
+    """Two that had no room for a sequence. A third (gpt-oss-20b at 0.95) ran out of memory after its graphs, which we do not foresee."""
+    answers = {row["id"]: replay(row) for row in ROWS if row["observed"]["quantity"] == "fits"}
+    wrong = [name for name, answer in answers.items() if answer.error]
+    assert len(answers) == 2
+    assert wrong == ["llmd-openai-gpt-oss-20b--h100-80gb--tp1pp1dp1--8192.FAILED-fits"]
+
+
+@pytest.mark.parametrize(("version", "inside"), [("0.19.1", False), ("0.20.0", True), ("0.21.0", True), ("1.0", True)])
 def test_the_pool_is_what_the_budget_leaves(version: str, inside: bool) -> None:
-    """pool = utilisation × memory − weights − activations − non-torch, and − graphs since 0.21; the rest lies outside the budget."""
+    """pool = utilisation × memory − weights − activations − non-torch, and − graphs since 0.20; the rest lies outside the budget."""
     answer = vllm(engine_version=version, gpu_memory_utilization=0.95)
     budget = int(0.95 * 80 * GiB)
     q = answer.quantities
@@ -27,16 +56,26 @@ def test_the_pool_is_what_the_budget_leaves(version: str, inside: bool) -> None:
     assert q["kv_cache"] == budget - q["weights"] - q["activation_peak"] - q["non_torch"] - inside * graphs
     assert q["process"] == budget + context + (not inside) * graphs
     assert answer.room == min(budget + context + (not inside) * graphs, 80 * GiB)
-    assert q["kv_tokens"] == q["kv_cache"] // 131072, "2 × 32 layers × 8 heads × 128 × 2 B a token"
+    assert q["kv_tokens"] == q["kv_cache"] // (16 * 131072) * 16, "pages of 16 tokens × 2 × 32 layers × 8 heads × 128 × 2 B"
 
 
 def test_it_fits_exactly_if_the_pool_holds_one_sequence() -> None:
-    given = {"sequences": 256, "max_batched_tokens": 2048, "gpu_memory_utilization": 0.5}
+    given = {"sequences": 256, "max_batched_tokens": 2048, "gpu_memory_utilization": 0.5, "eager": True}
     whole = vllm(**given)
     need = whole.peak[1] - whole.ledger.total("cuda context")
     exact, less = vllm(**given, gpu_memory=2 * need), vllm(**given, gpu_memory=2 * need - 1)
     assert (exact.fits, exact.headroom, exact.quantities["kv_tokens"]) == (True, 0, 8192)
-    assert (less.fits, less.headroom, less.quantities["kv_tokens"]) == (False, -1, 8191)
+    assert (less.fits, less.headroom, less.quantities["kv_tokens"]) == (False, -1, 8176)
+
+
+def test_a_share_beyond_what_is_free_does_not_start() -> None:
+    """0.54 GiB of context are taken when it looks: 0.994 of 80 GiB are more than the rest. Advice is to ask for less."""
+    answer = vllm(gpu_memory_utilization=0.994)
+    assert not answer.fits
+    assert answer.headroom == 80 * GiB - answer.ledger.total("cuda context") - int(0.994 * 80 * GiB)
+    assert any("free memory" in remark for remark in answer.remarks)
+    assert answer.remarks[-1] == "the smallest change that makes it start: --gpu-memory-utilization 0.99"
+    assert vllm(gpu_memory_utilization=0.99).fits
 
 
 def test_a_pool_below_nothing_is_empty() -> None:
@@ -100,10 +139,31 @@ def test_a_window_saves_nothing_while_a_pass_covers_the_context() -> None:
     assert charged == 4 * (512 + 1) * 16 * 256 * 2 * 2
 
 
-def test_states_cost_one_page_a_layer_and_sequence_at_any_length() -> None:
-    short, long = (vllm("Qwen/Qwen3-Next-80B-A3B-Instruct", context_length=n).ledger for n in (4096, 65536))
-    assert short.total("kv cache", "state") == long.total("kv cache", "state") > 36 * 32 * 128 * 128 * 2
-    assert long.total("kv cache", "full attention") == 16 * short.total("kv cache", "full attention")
+def test_attention_s_pages_grow_until_they_hold_a_state() -> None:
+    """Qwen3-Next: a state of 2,146,304 B (32 × 128 × 128 and 3 × 8,192, 2 B each) in pages of 1,056 tokens × 2,048 B, charged once each.
+
+    36 linear layers are 3 groups of 12, as many as attend: "Setting attention block size to …" in its logs.
+    """
+    assert 2 * (32 * 128 * 128 * 2 + 3 * 8192) == 2_146_304
+    short, long = (vllm("Qwen/Qwen3-Next-80B-A3B-Instruct", context_length=n).ledger for n in (1056, 4 * 1056))
+    assert short.total("kv cache", "state") == long.total("kv cache", "state") == 36 * 1056 * 2048
+    assert long.total("kv cache", "full attention") == 4 * short.total("kv cache", "full attention") == 4 * 12 * 1056 * 2048
+
+
+def test_pages_of_two_widths_have_one_size() -> None:
+    """Gemma 4: 8 heads × 256 in a window, 2 × 512 elsewhere; `unify_kv_cache_spec_page_size` gives the latter twice the tokens."""
+    ledger = vllm("google/gemma-4-26B-A4B-it", context_length=8192).ledger
+    assert ledger.total("kv cache", "full attention") == 5 * (8192 // 32) * 131072
+    assert ledger.total("kv cache", "window") == 25 * (8192 // 16 + 1) * 131072
+
+
+@pytest.mark.parametrize(
+    ("version", "tokens"), [("0.20.0", lambda blocks: blocks // 2 * 16), ("0.21.0", lambda blocks: int(blocks / 1025 * 8192))]
+)
+def test_how_tokens_are_printed(version: str, tokens: Any) -> None:
+    """gpt-oss: two groups of 12 layers. Blocks over groups, and since 0.21 requests (512 + 513 blocks) times their length."""
+    q = vllm("openai/gpt-oss-20b", engine_version=version, max_batched_tokens=8192).quantities
+    assert q["kv_tokens"] == tokens(q["kv_cache"] // (12 * 16 * 2048))
 
 
 def test_latents_are_cached_once() -> None:
@@ -111,20 +171,143 @@ def test_latents_are_cached_once() -> None:
     assert vllm("deepseek-ai/DeepSeek-V2-Lite-Chat").quantities["kv_bytes_per_token"] == 31104
 
 
-@pytest.mark.parametrize(("version", "per_logit"), [("0.16.9", 38.0), ("0.17.0", 14.49)])
-def test_the_sampler_is_the_peak_of_large_vocabularies(version: str, per_logit: float) -> None:
-    answer = vllm(engine_version=version, sequences=1024, max_batched_tokens=8192)
-    assert answer.quantities["activation_peak"] == int(per_logit * 1024 * 128256 + 2.34 * 8192 * 4096 + 0.042 * GiB)
-    assert answer.ledger.total("activations", "sampler")
+@pytest.mark.parametrize(
+    ("version", "each", "rows"),
+    [("0.6.4", 38, 0), ("0.16.0", 38, 0), ("0.17.0", 14, 132), ("0.21.0", 14, 0)],
+)
+def test_the_sampler_is_the_peak_of_large_vocabularies(version: str, each: int, rows: int) -> None:
+    """Bytes a logit while top-k and top-p are taken, cuBLAS's 32 MiB, the hidden state, and twice its last rows."""
+    answer = vllm(engine_version=version, sequences=1024, max_batched_tokens=8192, gpu="h100-sxm-80gb", gpu_memory=None)
+    hidden = 8192 * 4096 * 2 + 2 * 1024 * 4096 * 2
+    remainders = 3 * MiB  # blocks of 501 MiB take 502, and one of 1,503 takes 1,504
+    assert answer.ledger.total("activations", "sampler") == (each * 1024 + 4 * rows) * 128256 + hidden + remainders
+    assert answer.quantities["activation_peak"] == answer.ledger.total("activations", "sampler") + 32 * MiB
 
 
 def test_the_forward_pass_is_the_peak_of_small_ones() -> None:
-    answer = vllm("codellama/CodeLlama-7b-hf", sequences=64, max_batched_tokens=8192)
-    assert answer.ledger.total("activations", "forward") == answer.quantities["activation_peak"]
+    """Gate, up and product; the residual; attention's output and the residual before, held by the compiled piece; 50 MiB of L2 cleared."""
+    answer = vllm("codellama/CodeLlama-7b-hf", max_batched_tokens=8192)
+    assert answer.ledger.total("activations", "forward") == 8192 * (3 * 11008 + 3 * 4096) * 2 + 50 * MiB
+    eager = vllm("codellama/CodeLlama-7b-hf", max_batched_tokens=8192, eager=True)
+    assert eager.ledger.total("activations", "forward") == 8192 * (3 * 11008 + 4 * 4096) * 2
+
+
+def test_experts_workspaces_stay() -> None:
+    """DeepSeek-V2-Lite: 8,192 × 6 rows of 2,048 and of 2 × 1,408, kept since 0.13, added to the sampler's peak."""
+    lite = {"model": "deepseek-ai/DeepSeek-V2-Lite-Chat", "sequences": 1024, "max_batched_tokens": 8192}
+    kept, freed = (vllm(**lite, engine_version=version).ledger for version in ("0.19.0", "0.12.0"))
+    assert kept.total("activations", "expert workspaces") == 8192 * 6 * (2048 + 2816) * 2
+    assert freed.total("activations", "expert workspaces") == 0
+
+
+def test_pictures_are_held_through_the_profile_run() -> None:
+    """Gemma 3: 32 pictures of 256 tokens fill a pass of 8,192; 3 × 896 × 896 pixels and 256 × 5,376 each, in bf16."""
+    answer = vllm("google/gemma-3-27b-it", max_batched_tokens=8192)
+    assert answer.ledger.total("activations", "pictures") == 32 * (3 * 896 * 896 + 256 * 5376) * 2
+
+
+@pytest.mark.parametrize(
+    ("gpu", "version", "grown"),
+    [("h100-sxm-80gb", "0.19.0", "triton"), ("b200", "0.21.0", 3072 * 3072), ("rtx-4090", "0.19.0", 2944 * 3072)],
+)
+def test_mxfp4_is_padded(gpu: str, version: str, grown: Any) -> None:
+    """gpt-oss-20b, 24 layers × 32 experts of 3 × 2,880 × 2,880: FlashInfer's and Marlin's sizes, and Triton's on Hopper."""
+    per_expert = vllm("openai/gpt-oss-20b", gpu=gpu, gpu_memory=None, engine_version=version).ledger.total("weights", "padding") / (24 * 32)
+    if grown == "triton":  # values to 64 × 64, scales twice, those laid out anew to 256 rows; biases in fp32
+        values = 1472 * 5760 + 1472 * 2880 - 3 * 1440 * 2880
+        grown_bytes = values + 90 * (5888 + 3072) + 2 * (5760 + 2880)
+    else:
+        grown_bytes = 3 * (grown - 2880 * 2880) * 17 // 32
+    assert per_expert == grown_bytes
+
+
+def test_slots_for_adapters() -> None:
+    """Llama-3.1-8B, rank 32, 4 slots: A and B of q, k, v, o, gate, up and down of 32 layers, in bf16."""
+    plain, lora = vllm(), vllm(lora={"rank": 32}, max_loras=4)
+    widths = (4096 + 4096) * 2 + (4096 + 1024) * 2 + (4096 + 14336) * 3
+    assert lora.quantities["weights"] - plain.quantities["weights"] == 4 * 32 * 32 * widths * 2
+
+
+def test_a_draft_has_weights_and_cache() -> None:
+    alone, drafting = vllm(), vllm(draft_model="meta-llama/Llama-3.2-1B-Instruct")
+    assert drafting.ledger.total("kv cache") - alone.ledger.total("kv cache") == 8192 * 16 * 2 * 8 * 64 * 2
+    assert drafting.ledger.total("weights", "draft") > 1_235_814_400 * 2
+    assert (
+        drafting.ledger.total("activations", "sampler") - alone.ledger.total("activations", "sampler") == 4 * 1024 * 128256 + MiB
+    )  # a block of 501 MiB takes 502
+
+
+def test_its_own_layers_draft() -> None:
+    """DeepSeek-V3 on a rank of eight: a 62nd layer of 14 GB with 256 experts, and [7,168, 14,336] in bf16; MLA's cache once more."""
+    given = {"model": "deepseek-ai/DeepSeek-V3", "tensor_parallel": 8}
+    alone, drafting = vllm(**given), vllm(**given, draft_model="mtp")
+    assert drafting.ledger.total("weights", "draft", "projection") == 7168 * 14336 * 2
+    layer = alone.ledger.total("weights", "experts") / 58
+    assert drafting.ledger.total("weights", "draft", "experts") == layer
+    assert drafting.ledger.total("kv cache") * 61 == alone.ledger.total("kv cache") * 62
+
+
+@pytest.mark.parametrize(
+    ("model", "gpu", "nbytes"),
+    [("deepseek-ai/DeepSeek-V2-Lite-Chat", "h100-sxm-80gb", 65536 * 576 * 2), (LLAMA, "b200", 394 * MiB), (LLAMA, "h100-sxm-80gb", 0)],
+)
+def test_attention_s_workspace_is_outside_the_budget(model: str, gpu: str, nbytes: int) -> None:
+    assert vllm(model, gpu=gpu, gpu_memory=None).ledger.total("attention workspace", "outside the budget") == nbytes
+
+
+def test_n_grams_take_the_sampler_only() -> None:
+    alone, drafting = vllm(), vllm(draft_model="ngram")
+    assert drafting.quantities["weights"] == alone.quantities["weights"]
+    assert drafting.quantities["activation_peak"] > alone.quantities["activation_peak"]
+
+
+def test_replicas_share_experts() -> None:
+    """DeepSeek-V3 on 8 GPUs, attention whole on each: an eighth of the experts, or a slice of each."""
+    spread = vllm("deepseek-ai/DeepSeek-V3", data_parallel=8, expert_parallel=8)
+    sliced = vllm("deepseek-ai/DeepSeek-V3", data_parallel=8)
+    one = vllm("deepseek-ai/DeepSeek-V3")
+    assert [(share.rank, share.count) for share in spread.shares] == [(0, 8)]
+    assert spread.ledger.total("weights", "attention") == one.ledger.total("weights", "attention")
+    assert spread.ledger.total("weights", "experts") < one.ledger.total("weights", "experts") / 7
+    assert sliced.ledger.total("weights", "experts") == pytest.approx(spread.ledger.total("weights", "experts"), rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("more", "first"),
+    [
+        ({"gpu": "rtx-4090", "context_length": 42000}, "--gpu-memory-utilization 0.92"),
+        ({"gpu": "rtx-4090", "context_length": 131072}, "--max-model-len 39136"),
+        ({"gpu": "rtx-4060-ti-16gb", "context_length": 8192}, "--quantization fp8"),
+        ({"model": "Qwen/Qwen3-235B-A22B", "gpu": "h200-sxm-141gb"}, "--tensor-parallel-size 4"),
+    ],
+)
+def test_the_smallest_change_that_makes_it_start(more: dict[str, Any], first: str) -> None:
+    answer = vllm(**{"gpu_memory": None, "context_length": None, **more})
+    assert not answer.fits
+    assert answer.remarks[-1].startswith(f"the smallest change that makes it start: {first}")
+
+
+def test_each_advised_flag_starts() -> None:
+    given = {"gpu": "rtx-4090", "gpu_memory": None, "context_length": 42000}
+    advised = vllm(**given).remarks[-1]
+    changes: dict[str, dict[str, Any]] = {
+        "--gpu-memory-utilization 0.92": {"gpu_memory_utilization": 0.92},
+        "--max-num-seqs 128": {"sequences": 128},
+        "--kv-cache-dtype fp8": {"kv_dtype": "fp8"},
+        "--max-model-len 39136": {"context_length": 39136},
+        "--enforce-eager": {"eager": True},
+        "--tensor-parallel-size 2": {"tensor_parallel": 2},
+    }
+    for flag, change in changes.items():
+        assert flag in advised
+        assert vllm(**{**given, **change}).fits
+    assert not vllm(**{**given, "gpu_memory_utilization": 0.91}).fits
+    assert not vllm(**{**given, "context_length": 39137}).fits
 
 
 def test_an_fp8_cache_holds_twice_the_tokens() -> None:
-    assert vllm(kv_dtype="fp8").quantities["kv_tokens"] in (2 * vllm().quantities["kv_tokens"] + n for n in (0, 1))
+    bf16, fp8 = vllm().quantities["kv_tokens"], vllm(kv_dtype="fp8").quantities["kv_tokens"]
+    assert fp8 in (2 * bf16, 2 * bf16 + 16), "but for half a page"
 
 
 def test_the_peak_holds_the_cache_of_one_sequence() -> None:
@@ -136,19 +319,32 @@ def test_the_peak_holds_the_cache_of_one_sequence() -> None:
 @pytest.mark.parametrize(
     ("more", "error", "message"),
     [
-        ({"engine_version": "0.10.2"}, Unknown, "before 0.11"),
+        ({"engine_version": "0.4.3"}, Unknown, "before 0.5"),
+        ({"engine_version": "0.7.0", "model": "deepseek-ai/DeepSeek-V3"}, Unknown, "MLA"),
         ({"engine_version": "newest"}, BadInput, "write it as 0.19.0"),
-        ({"tensor_parallel": 3}, BadInput, "heads 32 does not divide"),
+        ({"tensor_parallel": 3}, BadInput, r"--tensor-parallel-size\): total number of attention heads \(32\)"),
+        ({"tensor_parallel": 5, "model": "Qwen/Qwen3-14B"}, BadInput, "kv_heads 8 does not divide"),
+        ({"max_batched_tokens": 128, "sequences": 256}, BadInput, r"greater than or equal to max_num_seqs \(256\)"),
+        ({"block_size": 24}, BadInput, "--block-size"),
+        ({"kv_dtype": "q4_0"}, BadInput, "no cache type of vllm"),
         ({"gpu_count": 4, "tensor_parallel": 2}, BadInput, "takes 2 GPUs"),
         ({"expert_parallel": 2, "tensor_parallel": 2}, BadInput, "no experts"),
         ({"pipeline_parallel": 64}, BadInput, "32 layers"),
-        ({"draft_model": LLAMA}, Unknown, "draft_model"),
-        ({"context_length": 131073}, BadInput, "131,072 tokens"),
+        ({"draft_model": "Qwen/Qwen3-0.6B"}, BadInput, "vocabulary"),
+        ({"draft_model": "mtp"}, BadInput, "no layers for multi-token prediction"),
+        ({"draft_model": LLAMA, "pipeline_parallel": 2}, Unknown, "draft_model"),
+        ({"context_parallel": 2}, Unknown, "context_parallel"),
+        ({"context_length": 131073}, BadInput, "VLLM_ALLOW_LONG_MAX_MODEL_LEN"),
     ],
 )
 def test_what_it_does_not_know_is_refused(more: dict[str, object], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         vllm(**more)
+
+
+def test_v0_swaps_to_the_host() -> None:
+    assert vllm(engine_version="0.6.4").host.total("swap space") == 4 * GiB
+    assert vllm(engine_version="0.8.5").host.total("swap space") == 0
 
 
 def test_neutral_values_of_refused_keys_are_accepted() -> None:

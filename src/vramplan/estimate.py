@@ -21,7 +21,7 @@ from .families import walk
 from .formats import Scheme, is_gguf, scheme_from_config
 from .formats import scheme as named_scheme
 from .ledger import Ledger, Moment, ledger
-from .scenario import Scenario, scenario
+from .scenario import NO_MODEL, Scenario, scenario
 from .sources.model import Model
 from .tape import Tape
 
@@ -64,11 +64,17 @@ class Estimate:
     room: int | None
     facts: Mapping[str, int]
     assumptions: tuple[str, ...]
-    remarks: tuple[str, ...]
+    told: tuple[str, ...]
     events: Callable[[], Sequence[Event]] | None = None
     outside: int = 0
     shares: tuple[Share, ...] = ()
     host: Ledger = NOTHING
+    advice: Callable[[], Sequence[str]] | None = None
+
+    @cached_property
+    def remarks(self) -> tuple[str, ...]:
+        """What a user should know beside the numbers, and what would make it fit where the engine tells."""
+        return (*self.told, *(self.advice() if self.advice else ()))
 
     @cached_property
     def peak(self) -> tuple[Moment, int]:
@@ -150,8 +156,10 @@ def estimate(model: str | Mapping[str, object] | Scenario, **keys: object) -> Es
         )
     if name == "llama.cpp" and not gguf and (asked.weights or "bf16").lower() not in (*FLOATS, "mxfp4"):
         raise BadInput(f"weights {asked.weights!r}: llama.cpp loads GGUF files; name one of their types, such as Q4_K_M")
-    scheme = named_scheme("F16", facts=_facts(found)) if _converted(name, asked, found) else _scheme(asked, found)
-    job = Job(engine=name, scenario=asked, model=found, gpu=gpu, scheme=scheme)
+    scheme = _scheme_of("F16", found) if _converted(name, asked, found) else _scheme(asked, found)
+    draft = None if asked.draft_model in (None, *NO_MODEL) else _model(asked.draft_model or "")
+    drafted = _scheme_of(asked.weights or "F16", draft) if draft and not draft.gguf and name == "llama.cpp" else None
+    job = Job(engine=name, scenario=asked, model=found, gpu=gpu, scheme=scheme, draft=draft, draft_scheme=drafted)
     account = engine(name).account(job)
     return _answer(job, account, name)
 
@@ -192,7 +200,8 @@ def _answer(job: Job, account: Account, name: str) -> Estimate:
             *_unloaded(job.model),
             *job.model.notes,
         ),
-        remarks=tuple(account.remarks),
+        told=tuple(account.remarks),
+        advice=account.advice,
         events=account.events,
         outside=account.outside,
     )
@@ -230,8 +239,7 @@ def _scheme(asked: Scenario, model: Model) -> Scheme:
     """How the weights are stored: as the scenario says, as the checkpoint's own quantisation says, or in its dtype."""
     if asked.weights is not None:
         double = "-double" if asked.double_quant and asked.weights.lower() in ("nf4", "fp4") else ""
-        facts = None if asked.weights in FLOATS else _facts(model)
-        return named_scheme(asked.weights + double, dtype=model.dtype, facts=facts)
+        return _scheme_of(asked.weights + double, model)
     own = _own_quantisation(model)
     if own is None:
         return named_scheme(model.named_format or model.dtype, dtype=model.dtype)
@@ -239,6 +247,11 @@ def _scheme(asked: Scenario, model: Model) -> Scheme:
         raise BadInput(f"{model.id}: quantization_config must be an object")
     experts = {"expert_dtype": model.config["expert_dtype"]} if "expert_dtype" in model.config else {}
     return scheme_from_config({**experts, **own}, dtype=model.dtype)
+
+
+@lru_cache(maxsize=64)
+def _scheme_of(name: str, model: Model) -> Scheme:
+    return named_scheme(name, dtype=model.dtype, facts=None if name in FLOATS else _facts(model))
 
 
 def _converted(name: str, asked: Scenario, model: Model) -> bool:
@@ -253,6 +266,7 @@ def _own_quantisation(model: Model) -> object:
     )
 
 
+@lru_cache(maxsize=64)
 def _facts(model: Model) -> ModelFacts:
     """What llama.cpp's per-tensor rules ask of a model."""
     from .formats.gguf_facts import model_facts

@@ -172,6 +172,10 @@ def _engine(key: str, value: object) -> str:
     return _choice(*dict.fromkeys(ENGINES["infer"] + ENGINES["train"]))(key, known)
 
 
+MTP, NGRAM = NO_MODEL = ("mtp", "ngram")
+"""In place of a draft model's name: the layers that ship with the model itself, and no model at all."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scenario:
     """What somebody wants to run. Sizes in bytes, lengths in tokens; `None` is left to the engine."""
@@ -181,6 +185,12 @@ class Scenario:
     engine: str | None = _key("the program that runs it", _engine, "What")
     engine_version: str | None = _key("its version; default: the newest that we know", _text, "What")
 
+    program: str | None = _key(
+        f"the program that runs the engine, where its defaults are its own; so says an engine called {', '.join(ENGINE_ALIASES)}",
+        _choice(*ENGINE_ALIASES),
+        "What",
+    )
+
     gpu: str | None = _key("GPU, by catalogue id or name", _text, "Hardware")
     gpu_count: int | None = _key("how many GPUs", _integer(), "Hardware")
     gpu_memory: int | None = _key("memory of one GPU, such as 24GiB, in place of the catalogue's", _size, "Hardware")
@@ -189,6 +199,7 @@ class Scenario:
     pipeline_parallel: int | None = _key("pipeline-parallel degree", _integer(), "Parallelism")
     context_parallel: int | None = _key("context-parallel degree", _integer(), "Parallelism")
     expert_parallel: int | None = _key("expert-parallel degree", _integer(), "Parallelism")
+    data_parallel: int | None = _key("replicas that share experts, -dp (vLLM)", _integer(), "Parallelism")
     sharding: str | None = _key("over the remaining GPUs", _choice("none", "ddp", "zero1", "zero2", "zero3", "fsdp", "hsdp"), "Parallelism")
     reshard_after_forward: str | None = _key("FSDP", _choice("default", "always", "never"), "Parallelism")
     virtual_pipeline: int | None = _key("pipeline chunks per GPU", _integer(), "Parallelism")
@@ -231,7 +242,9 @@ class Scenario:
     checkpointing: str | None = _key("of activations", _choice("none", "full", "selective"), "Training")
     checkpoint_every: int | None = _key("each k-th layer is checkpointed, the others keep everything", _integer(), "Training")
     loss: str | None = _key(
-        "plain, chunked, fused (with the head, as Liger), cut (cut cross-entropy)", _choice("plain", "chunked", "fused", "cut"), "Training"
+        "plain, chunked, fused (with the head, as Liger), cut (cut cross-entropy), compiled (torch.compile)",
+        _choice("plain", "chunked", "fused", "cut", "compiled"),
+        "Training",
     )
     trained_modules: tuple[str, ...] | None = _key("embeddings or heads trained beside LoRA", _texts(), "Training")
     frozen_modules: tuple[str, ...] | None = _key(
@@ -251,19 +264,56 @@ class Scenario:
     compile: bool | None = _key("torch.compile", _flag, "Kernels")
 
     weights: str | None = _key("number format of the weights, such as bf16, fp8, awq, nf4, Q4_K_M", _text, "Inference")
-    kv_dtype: str | Mapping[str, str] | None = _key("number format of the KV cache: auto, bf16, fp16, fp8, q8_0, q4_0, …", _kv, "Inference")
+    kv_dtype: str | Mapping[str, str] | None = _key(
+        "number format of the KV cache: auto, bf16, fp16, fp8, q8_0 (llama.cpp), q4 (ExLlama), mlx-8bit, int8 (LMDeploy), …",
+        _kv,
+        "Inference",
+    )
     context_length: int | None = _key("longest sequence in tokens, prompt and output", _integer(), "Inference")
     sequences: int | None = _key("sequences held at once", _integer(), "Inference")
     prompt_length: int | None = _key("tokens of the prompt", _integer(), "Inference")
     output_length: int | None = _key("tokens generated", _integer(0), "Inference")
-    draft_model: str | Mapping[str, object] | None = _key("model for speculative decoding", _model, "Inference")
+    draft_model: str | Mapping[str, object] | None = _key(
+        "model for speculative decoding; mtp: its own layers, ngram: none (vLLM)", _model, "Inference"
+    )
+    runner: str | None = _key(
+        "generate, or pooling: the model embeds or ranks texts (transformers, vLLM); encoders always do", _choice("generate", "pooling"),
+        "Inference",
+    )  # fmt: skip
+    num_beams: int | None = _key("beams of beam search (transformers)", _integer(1, 1024), "Inference")
+    cache_implementation: str | None = _key(
+        "generate's cache (transformers): dynamic, static, offloaded, offloaded-static, or quantised: quanto-int4, quanto-int2, fp8, hqq-int4",
+        _choice("dynamic", "static", "offloaded", "offloaded-static", "quanto-int4", "quanto-int2", "fp8", "hqq-int4"),
+        "Inference",
+    )
 
-    gpu_memory_utilization: float | None = _key("share of the GPU that the engine takes (vLLM, SGLang)", _number(0, 1), "vLLM, SGLang")
-    max_batched_tokens: int | None = _key("tokens in one forward pass (vLLM, SGLang)", _integer(), "vLLM, SGLang")
+    device_map: str | None = _key(
+        "how weights go to the GPUs and the host (transformers): auto, balanced, balanced-low-0, sequential",
+        _choice("auto", "balanced", "balanced-low-0", "sequential"),
+        "Inference",
+    )
+    host_memory: int | None = _key("free host memory, such as 64GiB, for what a device_map leaves there", _size, "Inference")
+
+    gpu_memory_utilization: float | None = _key(
+        "share of the GPU that the engine takes (vLLM, SGLang), or of what is free its pool (TensorRT-LLM, LMDeploy)",
+        _number(0, 1),
+        "vLLM, SGLang",
+    )
+    max_batched_tokens: int | None = _key(
+        "tokens in one forward pass (vLLM, SGLang, TensorRT-LLM), or of a prompt's chunk (LMDeploy, MLX, ExLlama)",
+        _integer(),
+        "vLLM, SGLang",
+    )
     eager: bool | None = _key("no CUDA graphs (vLLM, SGLang)", _flag, "vLLM, SGLang")
+    block_size: int | None = _key("tokens in a page of cache (vLLM)", _integer(1, 1024), "vLLM, SGLang")
+    max_loras: int | None = _key("slots for LoRA adapters of the rank that lora names (vLLM)", _integer(), "vLLM, SGLang")
 
     gpu_layers: int | None = _key("layers on the GPU, -ngl (llama.cpp)", _integer(-1), "llama.cpp")
     ubatch: int | None = _key("tokens in one forward pass, -ub (llama.cpp)", _integer(), "llama.cpp")
+    logical_batch: int | None = _key("tokens that are taken at once, -b, of which -ub never has more (llama.cpp)", _integer(), "llama.cpp")
+    outputs: int | None = _key(
+        "rows of a pass that give logits, such as the slots of a llama-server of 2026; default: all (llama.cpp)", _integer(), "llama.cpp"
+    )
     flash_attention: bool | None = _key("flash attention, -fa (llama.cpp)", _flag, "llama.cpp")
     cpu_moe_layers: int | None = _key("layers whose experts stay on the CPU, --n-cpu-moe (llama.cpp)", _integer(0), "llama.cpp")
     tensor_split: tuple[float, ...] | None = _key("shares of the GPUs, -ts (llama.cpp)", _numbers, "llama.cpp")
@@ -293,6 +343,8 @@ def scenario(given: Mapping[str, object]) -> Scenario:
     values = {_known("", name, known): known[name]["read"](name, value) for name, value in given.items() if value is not None}
     if "model" not in values:
         raise BadInput("no model given: a catalogue id, a Hugging Face repo id, a path, or a config as an object")
+    if str(given.get("engine")).lower() in ENGINE_ALIASES:
+        values.setdefault("program", str(given["engine"]).lower())
     made = Scenario(**values)
     if made.engine and made.engine not in ENGINES[made.task]:
         raise BadInput(f"engine {made.engine!r} is not for task {made.task!r}: allowed are {', '.join(ENGINES[made.task])}")

@@ -33,8 +33,8 @@ def timeline(
 
     `resident`: bytes of each weight; `passes`: the forward and backward passes of a step; `states`: bytes of each of the optimizer's
     states, made in the first step; `step`: what each optimizer step makes and frees; `between`: a forward pass that keeps nothing, run
-    between each forward pass and its backward pass; `workspaces`: what the first matrix product takes for good, in the forward pass's thread
-    and in that of the backward pass, where it lies among the blocks that are alive then.
+    between each forward pass and its backward pass; `workspaces`: what the first matrix product takes for good in the thread of the
+    forward pass and in that of the backward pass, where it lies among the blocks that are alive then.
     """
     run = _Timeline(workspaces)
     for nbytes in resident:
@@ -60,6 +60,7 @@ class _Timeline:
 
     def __init__(self, workspaces: tuple[int, int] = (0, 0)) -> None:
         self.awaited = dict(enumerate(workspaces))
+        self.workspaces: list[int] = []
         self.events: list[Event] = []
         self.holders: list[int] = []
         self.blocks: dict[Name, int] = {}
@@ -79,7 +80,7 @@ class _Timeline:
     def before(self, op: Op, thread: int) -> None:
         """The first product of a thread (0: forward, 1: backward) takes its workspace."""
         if op.flops and self.awaited.get(thread):
-            self.alloc(self.awaited.pop(thread))
+            self.workspaces.append(self.alloc(self.awaited.pop(thread)))
 
     def one_pass(self, swept: Sweep, between: Sweep | None) -> list[int]:
         """Forward and backward; returns the blocks of the weights' gradients."""
@@ -95,7 +96,7 @@ class _Timeline:
                 for tensor in run.outlasting:
                     self._free(self.latest.get(("t", id(tensor))))
             stream = self._backward(run, number, stream, gradients)
-        for block in set(range(first, len(self.holders))) - set(gradients):
+        for block in set(range(first, len(self.holders))) - {*gradients, *self.workspaces}:
             while self.holders[block]:
                 self.drop(block)
         return gradients

@@ -46,7 +46,7 @@ N = SIDE * SIDE
         (MXFP8, N * 33 // 32),
         (integers(), N + 4 * SIDE),
         # ExLlamaV3 doc/exl3.md; AQLM 1x16 g8: 2 bits, a codebook of 1 MiB, a scale per row
-        (average("exl3", Fraction(3)), N * 3 // 8 + 2 * 2 * SIDE),
+        (average("exl3", Fraction(3)), N * 3 // 8 + 2 * 2 * SIDE + 4),
         (average("exl2", Fraction("4.25")), N * 17 // 32),
         (aqlm(1, 16, 8), N // 4 + 2**20 + 2 * SIDE),
     ],

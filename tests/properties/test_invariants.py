@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import ENGINES, MODELS, scenarios
 
@@ -74,8 +74,6 @@ def peak(given_: dict[str, Any], **more: Any) -> int:
 @few
 @given(scenarios(), st.integers(1, 512))
 def test_more_context_never_takes_less(given_: dict[str, Any], more: int) -> None:
-    """But for SGLang's hybrids, whose pools give whole slots of state for tokens."""
-    assume(given_["engine"] != "sglang" or not ("Jamba" in given_["model"] or "Next" in given_["model"]))
     # A pass of llama.cpp is never longer than its context, so that a short one has a smaller graph too.
     assert peak(given_, context_length=given_["context_length"] + more) >= peak(given_)
 
@@ -83,9 +81,15 @@ def test_more_context_never_takes_less(given_: dict[str, Any], more: int) -> Non
 @few
 @given(scenarios(), st.integers(1, 64))
 def test_more_sequences_never_take_less(given_: dict[str, Any], more: int) -> None:
-    """But for llama.cpp, where several sequences share the context and their pass is another graph, which may take less."""
-    assume(given_["engine"] != "llama.cpp")
-    assert peak(given_, sequences=given_["sequences"] + more) >= peak(given_)
+    """But for llama.cpp's compute buffer: sequences share its context, and each attends to its own part, with fewer scores.
+
+    Its own planner says so: Llama-3.2-1B with -c 16384 and no flash attention takes 1,126 MB for one, 573 for two, 296 for four.
+    """
+    one, several = (estimate(scenario({**given_, "sequences": given_["sequences"] + n})) for n in (0, more))
+    if given_["engine"] == "llama.cpp":
+        assert all(several.quantities[part] >= one.quantities[part] for part in ("weights", "kv_cache"))
+    else:
+        assert several.peak[1] >= one.peak[1]
 
 
 @few

@@ -11,6 +11,7 @@ from typing import Any
 
 import gguf
 
+from vramplan.catalog.models import find_model
 from vramplan.dim import Dim
 from vramplan.families import walk
 from vramplan.sources.gguf import ArrayLength
@@ -19,6 +20,15 @@ from vramplan.tape import Tape, Weight
 
 Config = Mapping[str, Any]
 ARCHS = {name: arch for arch, name in gguf.MODEL_ARCH_NAMES.items()}
+
+
+def language_model(model: str) -> dict[str, Any]:
+    """The catalogue's config of `model`, of its language model where it has a tower too."""
+    config: dict[str, Any] = dict(find_model(model).config)
+    if "text_config" in config:
+        tied = {key: value for key, value in config.items() if key == "tie_word_embeddings"}
+        config = {**config["text_config"], **tied}
+    return {key: value for key, value in config.items() if key not in ("architectures", "quantization_config")}
 
 
 def tape_of(config: Mapping[str, object]) -> Tape:

@@ -7,15 +7,13 @@ from collections import defaultdict
 from collections.abc import Mapping
 from math import prod
 from pathlib import Path
-from typing import Any
 
 import gguf
 import pytest
-from gguf_samples import header_of, tape_of
+from gguf_samples import header_of, language_model, tape_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vramplan.catalog.models import find_model
 from vramplan.errors import BadFile, Unknown
 from vramplan.families import model_types
 from vramplan.sources.gguf import open_gguf
@@ -97,15 +95,6 @@ MODELS = [
     ("bert", "BAAI/bge-small-en-v1.5"),
     ("modern-bert", "ibm-granite/granite-embedding-small-english-r2"),
 ]
-
-
-def language_model(model: str) -> dict[str, Any]:
-    """The catalogue's config of `model`, of its language model where it has a vision tower too."""
-    config: dict[str, Any] = dict(find_model(model).config)
-    if "text_config" in config:
-        tied = {key: value for key, value in config.items() if key == "tie_word_embeddings"}
-        config = {**config["text_config"], **tied}
-    return {key: value for key, value in config.items() if key not in ("architectures", "quantization_config")}
 
 
 def weights(tape: Tape) -> dict[tuple[object, ...], list[int]]:

@@ -16,21 +16,25 @@ from ..formats.kv import kv_bytes
 from ..ledger import Item
 from ..scenario import Scenario
 from ..sources.model import Model
-from ..tape import Kernels, Tape
+from ..tape import Kernels, Method, Tape
 
-MANY = ("gpu_count", "tensor_parallel", "pipeline_parallel", "context_parallel", "expert_parallel", "offload", "draft_model")
+MANY = (
+    "gpu_count", "tensor_parallel", "pipeline_parallel", "data_parallel", "context_parallel", "expert_parallel", "offload", "draft_model",
+)  # fmt: skip
 """Keys of scenarios with several devices or models, which no engine estimates yet."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """A scenario with its model, GPU and the number format of its weights looked up."""
+    """A scenario with its model, GPU and the number format of its weights looked up, and its draft model where it names one."""
 
     engine: str
     scenario: Scenario
     model: Model
     gpu: Gpu | None
     scheme: Scheme
+    draft: Model | None = None
+    draft_scheme: Scheme | None = None
 
     @property
     def stored(self) -> bool:
@@ -57,9 +61,12 @@ class Job:
         """The model's forward pass on `tape`."""
         return walk(tape, self.model.config, self.model.id)
 
-    def tape(self, *, sequences: int, tokens: int, past: int = 0, itemsize: int = 2, kernels: Kernels) -> Tape:
-        """The model's forward pass over `sequences` × `tokens` new tokens with `past` tokens in the cache."""
-        tape = Tape(Dim(sequences, "sequences"), Dim(tokens, "tokens"), past, itemsize, kernels)
+    def tape(
+        self, *, sequences: int, tokens: int, past: int = 0, itemsize: int = 2, kernels: Kernels, method: Method | None = None
+    ) -> Tape:
+        """The model's forward pass over `sequences` × `tokens` new tokens with `past` tokens in the cache, its weights as `method` says."""
+        tape = Tape(Dim(sequences, "sequences"), Dim(tokens, "tokens"), past, itemsize, kernels, method=method)
+        tape.positions = self.model.context_length or 0
         return walk(tape, self.model.config, self.model.id)
 
     def context(self, default: int) -> int:
@@ -92,6 +99,24 @@ class Job:
         if base in bases:
             raise BadInput(f"weights {self.scenario.weights!r}: engine {self.engine!r} does not load this format")
 
+    def only_formats(self, *bases: str) -> None:
+        """Raise BadInput where the weights' number format is none of `bases` (or plain floats), which are all that this engine loads."""
+        if self.model.gguf or not self.scheme.name.lower().startswith(("bf16", "fp16", "fp32", *bases)):
+            named = "GGUF" if self.model.gguf else self.scheme.name
+            raise BadInput(f"weights {named!r}: engine {self.engine!r} does not load this format; it has fp16, bf16, {', '.join(bases)}")
+
+    def generates_only(self) -> None:
+        """Raise Unknown where the model is to embed or rank texts, which this engine's estimate is not for."""
+        if self.scenario.runner == "pooling":
+            raise Unknown(f"runner 'pooling': not estimated for engine {self.engine!r} by this version")
+
+    def only_architectures(self, *names: str) -> None:
+        """Raise BadInput where the config names an architecture that is none of `names`, which are all that this engine runs."""
+        given = self.model.config.get("architectures")
+        first = str(given[0]) if isinstance(given, list) and given else ""
+        if first and first not in names:
+            raise BadInput(f"{self.model.id}: engine {self.engine!r} does not run {first[:60]}")
+
     def refuse(self, *keys: str) -> None:
         """Raise Unknown for the first of `keys` that the scenario sets to more than its neutral value: this estimate does not cover it."""
         for key in keys:
@@ -117,8 +142,8 @@ class Account:
 
     `tape` is a pass whose weights and caches are those of `items`; `room` is what the engine may take of the GPU, in bytes (None without
     a GPU); `filled` the scenario's keys that it filled in; `facts` further quantities under the names of the machine interface;
-    `remarks` what a user should know beside the numbers. `events` gives what torch's allocator is asked for in order, and `outside` are the
-    bytes of the process that it does not have.
+    `remarks` what a user should know beside the numbers, and `advice` more of them that take longer to find. `events` gives what torch's
+    allocator is asked for in order, and `outside` are the bytes of the process that it does not have.
     """
 
     tape: Tape
@@ -128,6 +153,7 @@ class Account:
     facts: dict[str, int] = field(default_factory=dict)
     assumptions: list[str] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
+    advice: Callable[[], Sequence[str]] | None = None
     events: Callable[[], Sequence[Event]] | None = None
     outside: int = 0
     rank: int = 0

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from ..dim import numel
 from ..tape import Cache, Tape
-from .lines import cache_nbytes, kv_type, text_caches
+from .lines import cache_nbytes, text_caches
 
 PADDING = 256
 """Cells of a cache are a multiple of it: GGML_PAD(n_ctx, 256)."""
@@ -62,13 +62,13 @@ def slots(context: int, sequences: int, *, unified: bool, ubatch: int, swa_full:
     )
 
 
-def layer_bytes(tape: Tape, held: Slots, kv_dtype: object) -> Mapping[int, Mapping[str, int]]:
-    """Bytes of each layer's caches by their side: k, v or state."""
+def layer_bytes(tape: Tape, held: Slots, kv: tuple[str, str]) -> Mapping[int, Mapping[str, int]]:
+    """Bytes of each layer's caches by their side (k, v or state), keys and values of the types `kv`."""
+    types = {"k": kv[0], "v": kv[1], "state": "fp32"}
     found: dict[int, dict[str, int]] = {}
     for cache in caches(tape, held):
         streams, kept, _ = held.kept(cache)
-        dtype = "fp32" if cache.side == "state" else kv_type(kv_dtype, cache.side, "fp16")
-        one = streams * cache_nbytes(replace(cache, layers=cache.layers[:1]), kept, dtype)
+        one = streams * cache_nbytes(replace(cache, layers=cache.layers[:1]), kept, types[cache.side])
         for layer in cache.layers:
             sides = found.setdefault(layer, {})
             sides[cache.side] = sides.get(cache.side, 0) + one

@@ -20,38 +20,45 @@ from ..formats.gguf_names import category
 from ..scenario import Scenario
 from ..tape import Weight
 
-EXPERTS_OF = r"blk\.{i}\.ffn_(up|down|gate|gate_up)_(ch|)exps"
+_EXPERTS = re.compile(r"blk\.(\d+)\.ffn_(up|down|gate|gate_up)_(ch|)exps")
 _HOSTS = ("CPU",)
 _DEVICE = re.compile(r"(?:CUDA|ROCm|Vulkan|Metal|MTL|SYCL|CANN|RPC)(\d*)(?:\[.*\])?", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Placement:
-    """Devices of a model of `layers` layers: `on_gpu` of them and the output, counted from the end, over `gpus` GPUs by `splits`."""
+    """Devices of a model of `layers` layers over `gpus` GPUs: those of the layers and, last, of the output; patterns that move tensors."""
 
     layers: int
     gpus: int
-    on_gpu: int
-    splits: Sequence[float]
-    overrides: Sequence[tuple[re.Pattern[str], int]] = ()
+    devices: tuple[int, ...]
+    overrides: tuple[tuple[re.Pattern[str], int], ...] = ()
+    cpu_moe: int = 0
 
     @property
     def host(self) -> int:
         return self.gpus
 
+    @property
+    def on_gpu(self) -> int:
+        """Layers on GPUs, the output counted as one."""
+        return sum(device != self.gpus for device in self.devices)
+
     def layer(self, i: int) -> int:
         """The device of layer `i`; the output is layer `layers`."""
-        start, held = max(self.layers + 1 - self.on_gpu, 0), min(self.on_gpu, self.layers + 1)
-        if not self.gpus or i < start or not held:
-            return self.host
-        return min(bisect_right(self.splits, (i - start) / held), self.gpus - 1)
+        return self.devices[i]
 
-    def tensor(self, name: str, layer: int | None, *, entry: bool = False) -> int:
-        """The device of the tensor called `name` in the file: of a layer, of the `entry` (embeddings), or of the output."""
+    def moves(self, kind: str) -> bool:
+        """Whether a pattern may put a weight of this kind elsewhere than its layer."""
+        return bool(self.overrides) or (self.cpu_moe > 0 and kind == "experts")
+
+    def tensor(self, name: str, home: int) -> int:
+        """The device of the tensor called `name` in the file: that of the first pattern found in its name, else `home`."""
         for pattern, device in self.overrides:
             if pattern.search(name):
                 return device
-        return self.host if entry else self.layer(self.layers if layer is None else layer)
+        found = _EXPERTS.search(name) if self.cpu_moe else None
+        return self.host if found and int(found[1]) < self.cpu_moe else home
 
 
 def placement(s: Scenario, layers: int, gpus: int) -> Placement:
@@ -65,10 +72,17 @@ def placement(s: Scenario, layers: int, gpus: int) -> Placement:
         raise BadInput("tensor_split: shares must not be negative, and one must be more than 0")
     if s.split_mode == "none":
         shares = (1.0,) + (0.0,) * (gpus - 1)
-    splits = [total / sum(shares) for total in accumulate(shares)] if gpus else []
-    moe = [(re.compile(EXPERTS_OF.format(i=i)), gpus) for i in range(s.cpu_moe_layers or 0)]
-    given = [_override(text, gpus) for entry in s.override_tensor or () for text in entry.split(",")]
-    return Placement(layers=layers, gpus=gpus, on_gpu=asked if gpus else 0, splits=splits, overrides=(*given, *moe))
+    given = tuple(_override(text, gpus) for entry in s.override_tensor or () for text in entry.split(","))
+    devices = _devices(layers + 1, min(asked, layers + 1) if gpus else 0, shares)
+    return Placement(layers=layers, gpus=gpus, devices=devices, overrides=given, cpu_moe=s.cpu_moe_layers or 0)
+
+
+def _devices(layers: int, held: int, shares: Sequence[float]) -> tuple[int, ...]:
+    """The device of each layer, of which the last `held` are on GPUs: by their place in the running sum of the shares."""
+    gpus = len(shares)
+    splits = [total / sum(shares) for total in accumulate(shares)]
+    found = (min(bisect_right(splits, i / held), gpus - 1) for i in range(held))
+    return (*(gpus,) * (layers - held), *found)
 
 
 def _override(text: str, gpus: int) -> tuple[re.Pattern[str], int]:
@@ -126,6 +140,11 @@ def _template(name: str, kind: str, where: str, rank: int) -> tuple[str, ...]:
 def is_merged(name: str) -> bool:
     """Whether conversion keeps the experts' gate and up as one tensor: where the experts are the layer's own, beside its MLP."""
     return ".{i}.experts.gate_up_proj" in name
+
+
+def is_split(name: str) -> bool:
+    """Whether conversion makes two tensors of a joined gate and up: of the shared experts that call it input_linear."""
+    return name.endswith("shared_mlp.input_linear.weight")
 
 
 def file_names(weight: Weight, layer: int | None) -> tuple[str, ...]:

@@ -17,16 +17,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ..catalog.gpus import Gpu
-from ..dim import Dim, numel
 from ..errors import BadInput, Unknown
 from ..formats import weights_nbytes
 from ..ledger import Item, Moment
 from ..parallel.pipeline import layers_from_the_end
 from ..tape import Kernels, Tape
 from ..units import GiB, MiB, gib
+from .advice import starts
 from .job import MANY, Account, Device, Job, release
 from .lines import SERVING, counted, text_caches, weight_items
+from .mxfp4 import FLASHINFER as FLASHINFER_EXPERTS
+from .mxfp4 import grown
 from .ranks import SPLITS, ranks
+from .sglang_advice import advice
 from .sglang_defaults import fraction, tier
 from .sglang_pools import RUNNING, SLOTS, Pools, pools
 
@@ -49,13 +52,20 @@ GRAPHS = GiB // 10
 """Least that graphs take: 0.06 (batches 1, 2, 4), 0.11 (1 to 8), 0.10 GiB (1 to 32) in logs; else SGLang's reserve, 2 MiB a batch."""
 FLASHINFER, TRTLLM = 384 * MiB, 512 * MiB
 """Workspace of attention: SGLANG_FLASHINFER_WORKSPACE_SIZE in environ.py, DEFAULT_WORKSPACE_SIZE_MB in trtllm_mha_backend.py."""
-PADDED = 256
-"""What sizes of experts are rounded up to: mxfp4.py create_weights with FlashInfer on Blackwell."""
-KERNELS = Kernels(attention="flash", norm="fused", mlp="merged", rope="inplace", mla="absorbed", logits="last", frames="freed")
+KERNELS = Kernels(
+    attention="flash", norm="fused", mlp="merged", rope="inplace", mla="absorbed", logits="last", frames="freed", recurrence="fused"
+)
 
 
 def account(job: Job) -> Account:
-    """What `sglang.launch_server` takes on one GPU, and what its pools hold."""
+    """What `sglang.launch_server` takes on one GPU, what its pools hold, and what would make it start where it does not."""
+    made = _account(job)
+    if made.room is not None and not starts(made):
+        made.advice = lambda: advice(job, made, _account)
+    return made
+
+
+def _account(job: Job) -> Account:
     s = job.scenario
     version = s.engine_version or VERSION
     running = _checked(job, version)
@@ -111,7 +121,7 @@ def account(job: Job) -> Account:
 
 def _checked(job: Job, version: str) -> tuple[int, int, int]:
     """The release, with its patch number. Raises BadInput as SGLang would refuse, and Unknown for what is not estimated."""
-    job.refuse(*(key for key in MANY if key not in SPLITS))
+    job.refuse("data_parallel", "lora", "max_loras", *(key for key in MANY if key not in SPLITS))
     job.refuse_formats("mlx", "exl2", "exl3")
     job.kv_types("bf16", "fp8")
     kv = job.scenario.kv_dtype
@@ -124,6 +134,14 @@ def _checked(job: Job, version: str) -> tuple[int, int, int]:
         raise Unknown(
             f"expert_parallel {experts}: fewer than the {ranked} tensor-parallel ranks is not estimated for SGLang by this version"
         )
+    own, heads, tensor = job.model.context_length, job.model.text.get("num_attention_heads"), job.scenario.tensor_parallel or 1
+    if job.scenario.context_length and own and job.scenario.context_length > own:
+        raise BadInput(
+            f"context_length {job.scenario.context_length:,} (--context-length): greater than the derived context_length {own:,} of "
+            f"{job.model.id}; SGLang takes it only with SGLANG_ALLOW_OVERWRITE_LONGER_CONTEXT_LEN=1"
+        )
+    if isinstance(heads, int) and heads % tensor:
+        raise BadInput(f"tensor_parallel {tensor} (--tp-size): the number of attention heads ({heads}) must be divisible by it")
     major, minor = release(version)
     if (major, minor) < (0, 5):
         raise Unknown(f"engine_version {version!r}: SGLang before 0.5 is not estimated by this version")
@@ -188,7 +206,7 @@ def _fill_pools(account: Account, stage: Stage, budget: int, gpu: Gpu, taken: in
         held = f"{gib(stage.pools.nbytes(tokens))} holds {tokens:,} tokens: {tokens / context:.1f} sequences of {context:,}"
         account.remarks.append(f"the cache pool of {held}" + (f"; {slots:,} slots for states" if stage.pools.slot else ""))
     if exceeds and rest >= need:
-        account.remarks.append("what runs beside the pools exceeds what they leave: give a smaller gpu_memory_utilization")
+        account.remarks.append("what runs beside the pools exceeds what they leave")
     if gpu.vendor == "amd":
         account.remarks.append("AMD: AITER attention's workspace comes on top and is not counted")
 
@@ -204,23 +222,9 @@ def _weights(job: Job, tape: Tape) -> list[Item]:
 def _padded(job: Job, tape: Tape) -> Item:
     """What experts in MXFP4 grow by on Blackwell, where FlashInfer's kernels want sizes in multiples of 256 (gpt-oss: 2,880 to 3,072)."""
     blackwell = job.gpu is not None and (job.gpu.compute_capability or "").startswith("10.")
-    shares = weights_nbytes(tape.weights, job.scheme) if blackwell else ()
-    mine = [share for share in shares if share.weight.kind == "experts" and share.format.name == "mxfp4"]
-    sizes = [(share.nbytes, numel(share.weight.shape), numel(_up(size) for size in share.weight.shape)) for share in mine]
-    grown = sum(nbytes * padded // plain - nbytes for nbytes, plain, padded in sizes)
-    source = "SGLang 0.5.6 layers/quantization/mxfp4.py create_weights"
-    why = f"sizes rounded up to {PADDED}"
-    return Item(path=("weights", "experts", "padding"), nbytes=grown, alive=SERVING, why=why, source=source)
-
-
-def _up(size: int) -> int:
-    """A size whose named factors are rounded up to 256."""
-    if not isinstance(size, Dim):
-        return size
-    if size.parts is None:
-        return -(-size // PADDED) * PADDED
-    _, a, b = size.parts
-    return _up(a) * _up(b)
+    nbytes = grown(weights_nbytes(tape.weights, job.scheme), FLASHINFER_EXPERTS) if blackwell else 0
+    why, source = "sizes rounded up to 256", "SGLang 0.5.6 layers/quantization/mxfp4.py create_weights"
+    return Item(path=("weights", "experts", "padding"), nbytes=nbytes, alive=SERVING, why=why, source=source)
 
 
 def _context(taken: int) -> Item:

@@ -9,11 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import ceil
 
-from ..dim import numel
 from ..ledger import Item, Moment
 from ..tape import Cache, Tape
 from .job import Job
 from .lines import cache_nbytes, counted, kv_type, text_caches
+from .sparse import is_sparse, sparse_token
 
 TWO_POOLS = ("Llama4ForConditionalGeneration", "GptOssForCausalLM", "MiMoV2FlashForCausalLM", "Step3p5ForCausalLM")
 """Architectures whose windows have a pool of their own; others keep all tokens in all layers. `is_hybrid_swa_model`, model_config.py."""
@@ -59,10 +59,7 @@ class Pools:
         return max(int(rest * STATE_SHARE / (1 + STATE_SHARE) // self.slot), 0) if self.slot else 0
 
     def request(self, context: int) -> list[Item]:
-        """What the pools must have for one sequence of `context` tokens: its tokens, and the states that they get beside these.
-
-        A request needs 3 slots; the states have 9/19 of the bytes, so both together have at least 3 · 19/9 slots' worth.
-        """
+        """What the pools must have for one sequence of `context` tokens: its tokens, and the states that they get beside these."""
         kinds = [("full attention", context, self.full), ("window", int(WINDOW_SHARE * context), self.window)]
         source = "SGLang 0.5.6 get_cell_size_per_token"
         items = [
@@ -71,13 +68,24 @@ class Pools:
             for cache, nbytes in caches
         ]
         if self.slot:
-            paired = self.nbytes(context) / self.slot
-            slots = max(int(STATE_SHARE * paired), ceil(SLOTS * (1 + 1 / STATE_SHARE) - paired))
+            slots, beside = self._slots_for(self.nbytes(context))
             source = "SGLang 0.5.6 handle_max_mamba_cache"
             items += [
-                _item("state", cache, slots * nbytes, f"{counted(slots, 'slot')} × {nbytes:,} B", source) for cache, nbytes in self.state
+                _item(
+                    "state", cache, beside * nbytes // self.slot, f"{counted(slots, 'slot')} × {nbytes:,} B and what no slot fills", source
+                )
+                for cache, nbytes in self.state
             ]
         return items
+
+    def _slots_for(self, tokens: int) -> tuple[int, int]:
+        """Slots, and the bytes beside the `tokens` bytes of a sequence, of the fewest bytes that hold both.
+
+        Bytes from 19/9 · k slots' worth on give k slots, at least 3, and the rest to tokens: the least k with tokens + k < 19/9 · (k + 1).
+        """
+        share = STATE_SHARE / (1 + STATE_SHARE)
+        slots = max(SLOTS, int((tokens / self.slot * share - 1) / (1 - share)) + 1)
+        return slots, max(ceil(slots * self.slot / share) - tokens, slots * self.slot)
 
 
 def _item(kind: str, cache: Cache, nbytes: int, why: str, source: str) -> Item:
@@ -91,7 +99,7 @@ def pools(job: Job, tape: Tape) -> Pools:
     attention = [cache for cache in caches if cache.side != "state"]
     named = job.model.config.get("architectures")
     apart = isinstance(named, list) and any(name in TWO_POOLS for name in named)
-    sparse = any(cache.name == "latent" for cache in attention) and any(cache.name == "indexer keys" for cache in attention)
+    sparse = is_sparse(attention)
     sizes = [(cache, _cell(cache, job, sparse) * len(cache.layers)) for cache in attention]
     states = [
         (cache, cache_nbytes(cache, 1, "bf16" if cache.name == "conv state" else "fp32")) for cache in caches if cache.side == "state"
@@ -104,17 +112,6 @@ def pools(job: Job, tape: Tape) -> Pools:
 
 
 def _cell(cache: Cache, job: Job, sparse: bool) -> int:
-    """Bytes of a token in one layer.
-
-    Sparse attention's indexer has fp8 keys with a float for each 128; with an fp8 cache its latents too, and rotary keys stay in bf16
-    (NSATokenToKVPool in memory_pool.py, calculate_mla_kv_cache_dim).
-    """
-    width, dtype = numel(cache.shape), kv_type(job.scenario.kv_dtype, cache.side, job.dtype)
-    if sparse and cache.name == "indexer keys":
-        return width + width // 128 * 4
-    nbytes = cache_nbytes(cache, 1, dtype) // len(cache.layers)
-    if sparse and nbytes == width:
-        rank = job.model.text.get("kv_lora_rank", 512)
-        rank = rank if isinstance(rank, int) else 512
-        return rank + rank // 128 * 4 + 2 * (width - rank)
-    return nbytes
+    """Bytes of a token in one layer."""
+    nbytes = cache_nbytes(cache, 1, kv_type(job.scenario.kv_dtype, cache.side, job.dtype)) // len(cache.layers)
+    return sparse_token(job, cache, nbytes) if sparse else nbytes

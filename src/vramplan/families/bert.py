@@ -72,7 +72,9 @@ def forward(t: Tape, c: Config) -> None:
         x = t.hold(dropout(t, x, dropped))
         if kind == "mpnet":
             t.untold = "the bias of relative positions, a tensor [b, heads, s, s] that attention adds and that trains,"
-            t.weight("encoder.relative_attention_bias.weight", (c.size("relative_attention_num_buckets", 32), s.heads), "embed")
+            bias = t.weight("encoder.relative_attention_bias.weight", (c.size("relative_attention_num_buckets", 32), s.heads), "embed")
+            if t.method is None:
+                t.hold(t.op("encoder.position_bias", (x,), (t.sequences, s.heads, t.tokens, t.tokens), weights=(bias,)))
         with t.layers(names.layers, range(s.layers), x) as x:
             x = layer(t, x, s, names, (0.0 if kind == "distilbert" else dropped, dropped))
         first = pooled = t.view(x, (x.shape[0], Dim(1, "first token"), s.hidden))
@@ -118,7 +120,8 @@ def layer(t: Tape, x: Tensor, s: Sizes, names: Names, dropped: tuple[float, floa
     """Attention and MLP, each `dropped`, followed by its sum with the input and a norm: [b, s, hidden] -> [b, s, hidden]."""
     with t.module("", x, part="attention"):
         q, k, v = (linear(t, x, name, s.hidden, bias=True) for name in names.qkv)
-        y = attention(t, q, k, v, heads=s.heads, kv_heads=s.heads, past=False, masked=False, upcast=False)
+        sdpa = names.family != "MPNet"
+        y = attention(t, q, k, v, heads=s.heads, kv_heads=s.heads, past=False, masked=False, upcast=False, sdpa=sdpa)
         y = dropout(t, linear(t, y, names.out, s.hidden, bias=True), dropped[0])
     x = t.hold(layer_norm(t, add(t, y, x), names.attention_norm))
     with t.module("", x, part="mlp"):

@@ -80,6 +80,8 @@ def grouped_attention(
     masked: bool = True,
     mask: Tensor | None = None,
     upcast: bool = True,
+    sinks: bool = False,
+    broadcast: bool = False,
 ) -> Tensor:
     """Rotate q and k, append k and v to the cache, attend: q [b, s, heads·head_dim], k and v [b, s, kv_heads·head_dim] -> like q.
 
@@ -103,6 +105,8 @@ def grouped_attention(
         masked=masked,
         mask=mask,
         upcast=upcast,
+        sinks=sinks,
+        broadcast=broadcast,
         by_head=rotary == "joined",
     )
 

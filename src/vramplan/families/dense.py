@@ -116,6 +116,7 @@ def attend(
     capped: bool = False,
     mask: Tensor | None = None,
     upcast: bool = True,
+    broadcast: bool = False,
 ) -> Tensor:
     """Rotate q and k, append k and v to the cache, attend: -> [b, s, heads·head_dim]. Soft-`capped` scores are none of sdpa's."""
     return grouped_attention(
@@ -133,6 +134,7 @@ def attend(
         capped=capped,
         mask=mask,
         upcast=upcast,
+        broadcast=broadcast,
     )
 
 

@@ -39,7 +39,7 @@ def forward(t: Tape, c: Config) -> None:
             m = layer_norm(t, x, "ln_mlp") if two_norms else y
             with t.module("self_attention", y, part="attention"):
                 q, k, v = project(t, y, s, bias=bias, stored="query_key_value")
-                a = linear(t, attend(t, q, k, v, s, rotary=rotary, upcast=False), "dense", s.hidden, bias=bias)
+                a = linear(t, attend(t, q, k, v, s, rotary=rotary, upcast=False, broadcast=True), "dense", s.hidden, bias=bias)
             if not parallel:
                 x = add(t, x, dropout(t, a, between))
                 m = layer_norm(t, x, "post_attention_layernorm")

@@ -32,7 +32,7 @@ def forward(t: Tape, c: Config) -> None:
             y = t.hold(rms_norm(t, x, "input_layernorm"))
             recurrent = grouped_mamba2(
                 t,
-                y,
+                scale(t, y, "ssm_in_multiplier"),
                 c,
                 inner=Dim(int(inner), "mamba_inner"),
                 heads=128,
@@ -40,6 +40,7 @@ def forward(t: Tape, c: Config) -> None:
                 gated_norm=c.flag("mamba_rms_norm"),
                 gate_first=not c.flag("mamba_norm_before_gate", True),
                 out_bias=c.flag("projectors_bias"),
+                scaled=True,
             )
             recurrent = scale(t, recurrent, "ssm_out_multiplier")
             y = scale(t, y, "attention_in_multiplier")

@@ -37,6 +37,8 @@ def forward(t: Tape, c: Config) -> None:
     with t.module("transformer"):
         x, tokens = embed(t, "wte", s.vocab, s.hidden)
         places, _ = embed(t, "wpe", positions, s.hidden)
+        if big and t.method:  # a causal mask of all positions, which no checkpoint has and only transformers makes
+            t.weight("bias", (positions, positions), "buffer", dtype="bool")
         x = dropout(t, add(t, x, places, "positions"), c.share("embd_pdrop", 0.1))
         with t.layers("h", range(s.layers), x) as x:
             y = layer_norm(t, x, "ln_1")

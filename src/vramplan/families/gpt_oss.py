@@ -60,7 +60,7 @@ def sink_attention(t: Tape, x: Tensor, heads: Dim, kv_heads: Dim, d: Dim, bias: 
         q = linear(t, x, "q_proj", heads * d, bias=bias)
         k = linear(t, x, "k_proj", kv_heads * d, bias=bias)
         v = linear(t, x, "v_proj", kv_heads * d, bias=bias)
-        y = grouped_attention(t, q, k, v, heads=heads, kv_heads=kv_heads, head_dim=d, window=window, sdpa=False)
+        y = grouped_attention(t, q, k, v, heads=heads, kv_heads=kv_heads, head_dim=d, window=window, sdpa=False, sinks=True)
         return linear(t, y, "o_proj", x.shape[-1], bias=bias)
 
 

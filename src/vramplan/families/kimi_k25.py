@@ -1,4 +1,4 @@
-"""Kimi K2.5 to K2.7: DeepSeek-V3's text model with 384 experts, and MoonViT, a vision tower with one fused q, k, v projection.
+"""Kimi-VL, and Kimi K2.5 to K2.7: DeepSeek-V3's text model, and MoonViT, a vision tower with one fused q, k, v projection.
 
 The tower merges 2 × 2 patches into one token (frames are averaged), which a two-layer projector brings to the text's width. The released
 config prefixes the tower's sizes with `vt_`.
@@ -15,7 +15,7 @@ from .checks import multiple
 from .config import Config
 from .vision import patch_conv
 
-MODEL_TYPES = ("kimi_k25",)
+MODEL_TYPES = ("kimi_k25", "kimi_vl")
 
 
 def forward(t: Tape, c: Config) -> None:

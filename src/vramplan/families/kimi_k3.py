@@ -13,9 +13,25 @@ from __future__ import annotations
 
 from ..dim import Dim, numel
 from ..errors import BadInput
-from ..ops import activation, add, attention, causal_conv, embed, experts, gated_delta_rule, head, linear, multiply, rms_norm, rope, route
+from ..ops import (
+    activation,
+    add,
+    attention,
+    causal_conv,
+    embed,
+    experts,
+    gated_delta_rule,
+    head,
+    linear,
+    multiply,
+    rms_norm,
+    rope,
+    route,
+    sigmoid,
+)
 from ..tape import Tape, Tensor
 from .blocks import gated_mlp, plain_mlp
+from .checks import multiple
 from .config import Config, groups
 from .kimi_k25 import size
 from .mla import Latent, latent_attention
@@ -87,7 +103,7 @@ def delta_attention(t: Tape, x: Tensor, c: Config) -> Tensor:
         beta = activation(t, linear(t, x, "b_proj", heads), "beta")
         y = gated_delta_rule(t, (q, k, v, decay, beta), (*x.shape[:-1], wide), (heads, d, d), state_dtype="fp32")
         y = rms_norm(t, y, "o_norm", width=d)
-        y = multiply(t, y, activation(t, linear(t, x, "g_proj", wide), "sigmoid"), "gated")
+        y = multiply(t, y, sigmoid(t, linear(t, x, "g_proj", wide)), "gated")
         return linear(t, y, "o_proj", x.shape[-1])
 
 
@@ -117,6 +133,7 @@ def vision(t: Tape, c: Config, hidden: Dim) -> None:
     """MoonViT and the projector: an image of the stored grid's size, [1, patches, width] -> [1, patches/4, hidden]."""
     width, ffn = size(c, "hidden_size", 1024, "vision_hidden"), size(c, "intermediate_size", 4096, "vision_ffn")
     heads, inner = size(c, "num_attention_heads", 12, "vision_heads"), c.size("qkv_hidden_size", 1536)
+    multiple(c, inner, heads)
     rows, columns = c.size("init_pos_emb_height", 64), c.size("init_pos_emb_width", 64)
     with t.module("vision_tower"):
         with t.module("patch_embed"):

@@ -64,12 +64,13 @@ def adjusted_ffn(c: Config) -> Dim:
 
 def short_convolution(t: Tape, x: Tensor, c: Config) -> Tensor:
     """C · conv(B · x), all three from one projection: [b, s, hidden] -> [b, s, hidden]."""
-    bias, shape = c.flag("conv_bias"), x.shape
+    bias, width = c.flag("conv_bias"), Dim(int(x.shape[-1]), "inner")
+    shape = (*x.shape[:-1], width)
     with t.module("conv", x, part="attention"):
-        both = linear(t, x, "in_proj", 3 * Dim(shape[-1], "hidden"), bias=bias)
+        both = linear(t, x, "in_proj", 3 * width, bias=bias)
         b, gate, value = (t.view(both, shape) for _ in range(3))
         y = causal_conv(t, multiply(t, b, value, "gated_in"), "conv", c.size("conv_L_cache", 3), bias=bias)
-        return linear(t, multiply(t, gate, y, "gated_out"), "out_proj", shape[-1], bias=bias)
+        return linear(t, multiply(t, gate, y, "gated_out"), "out_proj", x.shape[-1], bias=bias)
 
 
 def self_attention(t: Tape, x: Tensor, c: Config) -> Tensor:

@@ -1,7 +1,8 @@
-"""LLaVA and Mistral 3: any text model behind CLIP's, SigLIP's or Pixtral's tower and a projector of two linears.
+"""LLaVA, LLaVA-NeXT and Mistral 3: any text model behind CLIP's, SigLIP's or Pixtral's tower and a projector of two linears.
 
 Unusual: the checkpoint names the text model's weights `language_model.model…`, as if it had been saved alone. LLaVA takes a tower's hidden
-states, by default those before its last layer, and leaves the class token out. Mistral 3 merges 2 × 2 patches before the projector, and
+states, by default those before its last layer, and leaves the class token out; NeXT cuts a picture into tiles, whose rows end in a learnt
+token, and is described without pictures. Mistral 3 merges 2 × 2 patches before the projector, and
 ties the head by default.
 """
 
@@ -16,7 +17,7 @@ from .config import Config
 from .vision import clip, pixtral, siglip, two_layer_projector
 from .vision_images import scatter
 
-MODEL_TYPES = ("llava", "mistral3")
+MODEL_TYPES = ("llava", "llava_next", "mistral3")
 
 MISTRAL3_TEXT = {
     "head_dim": 128,
@@ -46,6 +47,11 @@ def forward(t: Tape, c: Config) -> None:
         with t.aside():
             return scatter(t, x, projected(t, c, t.hold(tower(t, c, seer, mistral)), hidden, mistral))
 
+    if c.text("model_type") == "llava_next":
+        if t.images:
+            raise Unknown(f"{c.path}: how LLaVA-NeXT cuts images into tiles is not estimated")
+        with t.tower("vision", part="projector"):
+            t.weight("image_newline", (hidden,), "norm")
     t.merging = images
     with t.module("language_model"):
         forward_of(kind)(t, text)

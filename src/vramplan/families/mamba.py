@@ -10,7 +10,9 @@ from __future__ import annotations
 from ..dim import Dim
 from ..errors import BadInput
 from ..ops import activation, causal_conv, embed, head, linear, multiply, rms_norm, selective_scan
+from ..ops.mamba_scan import Scan, chunked_scan
 from ..ops.norm_fp32 import gated_rms_norm
+from ..ops.token_scan import token_scan
 from ..tape import Tape, Tensor
 from .checks import multiple
 from .config import Config
@@ -66,6 +68,7 @@ def mamba2_mixer(t: Tape, x: Tensor, c: Config) -> Tensor:
         groups=c.size("n_groups", 8, label="groups"),
         state=c.size("state_size", 128, label="d_state"),
         kernel=c.size("conv_kernel", 4),
+        chunk=c.size("chunk_size", 256, label="chunk"),
         conv_bias=c.flag("use_conv_bias", True),
         bias=c.flag("use_bias"),
         module="mixer",
@@ -99,9 +102,12 @@ def mamba1(
         if norms:
             dt, b_in, c_out = rms_norm(t, dt, "dt_layernorm"), rms_norm(t, b_in, "b_layernorm"), rms_norm(t, c_out, "c_layernorm")
         dt = linear(t, dt, "dt_proj", inner, bias=True)
-        t.weight("A_log", (inner, state), "conv")  # a matrix that no linear layer holds: counted with the convolutions
-        t.weight("D", (inner,), "norm")
-        y = selective_scan(t, (mixed, dt, b_in, c_out, gate), (b, s, inner), (inner, state), state_dtype="fp32")
+        a_log = t.weight("A_log", (inner, state), "conv")  # a matrix that no linear layer holds: counted with the convolutions
+        d = t.weight("D", (inner,), "norm")
+        if t.kernels.recurrence == "composed" and int(s) > 1:
+            y = token_scan(t, t.hold(mixed), t.hold(dt), (b_in, c_out), gate, (a_log, d), state_dtype="fp32")
+        else:
+            y = selective_scan(t, (mixed, dt, b_in, c_out, gate), (b, s, inner), (inner, state), state_dtype="fp32")
         return linear(t, y, "out_proj", hidden, bias=bias)
 
 
@@ -114,37 +120,57 @@ def mamba2(
     groups: Dim,
     state: Dim,
     kernel: Dim,
+    chunk: Dim,
     conv_bias: bool,
     bias: bool,
     module: str,
     out_bias: bool | None = None,
     norm: bool = True,
     gate_first: bool = True,
+    scaled: bool = False,
     state_dtype: str | None = "fp32",
 ) -> Tensor:
     """[b, s, hidden] -> [b, s, hidden]; B and C [groups, d_state] pass the convolution with the values [heads, head_dim].
 
-    `norm`: the gate goes into an RMSNorm, before it with `gate_first`; without it (Falcon-H1) it only multiplies.
+    `norm`: the gate goes into an RMSNorm, before it with `gate_first`; without it (Falcon-H1) it only multiplies. `scaled`: a buffer
+    multiplies what is projected (Falcon-H1), which under autocast brings it back to fp32.
     """
     b, s, hidden = x.shape
     inner = heads * head_dim
     mixed_width = inner + 2 * groups * state
     with t.module(module, x, part="mamba"):
         projected = linear(t, x, "in_proj", inner + mixed_width + heads, bias=bias)
+        if scaled:
+            projected = t.op("scaled", (projected,), projected.shape, itemsize=t.itemsize)
         gate, dt = t.view(projected, (b, s, inner)), t.view(projected, (b, s, heads))
         mixed = activation(t, causal_conv(t, t.view(projected, (b, s, mixed_width)), "conv1d", kernel, bias=conv_bias))
-        for name in ("dt_bias", "A_log", "D"):
-            t.weight(name, (heads,), "norm")
-        y = selective_scan(t, (mixed, dt), (b, s, inner), (heads, head_dim, state), state_dtype=state_dtype)
+        mixed = mixed if mixed.itemsize == projected.itemsize else t.op("mixed", (mixed,), mixed.shape, itemsize=projected.itemsize)
+        dt_bias, a_log, d = (t.weight(name, (heads,), "norm") for name in ("dt_bias", "A_log", "D"))
+        if t.kernels.recurrence == "composed" and int(s) > 1:
+            sizes = Scan(heads=heads, head_dim=head_dim, groups=groups, state=state, chunk=chunk, dt_bias=dt_bias, a_log=a_log, d=d)
+            y = chunked_scan(t, t.hold(mixed), dt, sizes, state_dtype=state_dtype)
+        else:
+            y = selective_scan(t, (mixed, dt), (b, s, inner), (heads, head_dim, state), state_dtype=state_dtype)
         if norm:
             y = gated_rms_norm(t, y, gate, "norm", gate_first=gate_first)
         else:
             y = multiply(t, y, activation(t, gate), "gated")
+        y = y if y.itemsize == x.itemsize else t.op("cast", (y,), y.shape, itemsize=x.itemsize)
         return linear(t, y, "out_proj", hidden, bias=bias if out_bias is None else out_bias)
 
 
 def grouped_mamba2(
-    t: Tape, x: Tensor, c: Config, *, inner: Dim, heads: int, state: int, gated_norm: bool = True, gate_first: bool = True, out_bias: bool
+    t: Tape,
+    x: Tensor,
+    c: Config,
+    *,
+    inner: Dim,
+    heads: int,
+    state: int,
+    gated_norm: bool = True,
+    gate_first: bool = True,
+    out_bias: bool,
+    scaled: bool = False,
 ) -> Tensor:
     """The block under the `mamba_…` keys that Falcon-H1 and Granite 4 share. Raises BadInput for sizes that do not fit."""
     n = c.size("mamba_n_heads", heads, label="mamba_heads")
@@ -159,10 +185,12 @@ def grouped_mamba2(
         groups=c.size("mamba_n_groups", 1, label="groups"),
         state=c.size("mamba_d_state", state, label="d_state"),
         kernel=c.size("mamba_d_conv", 4),
+        chunk=c.size("mamba_chunk_size", 256, label="chunk"),
         conv_bias=c.flag("mamba_conv_bias", True),
         bias=c.flag("mamba_proj_bias"),
         out_bias=out_bias,
         norm=gated_norm,
         gate_first=gate_first,
+        scaled=scaled,
         module="mamba",
     )

@@ -10,7 +10,7 @@ rotation, and a gate on its output.
 from __future__ import annotations
 
 from ..dim import Dim, numel
-from ..ops import activation, attention, layer_norm, linear, multiply, rms_norm, rope
+from ..ops import attention, layer_norm, linear, multiply, rms_norm, rope, sigmoid
 from ..ops.indexer import index_scores
 from ..ops.linear import project
 from ..tape import Tape, Tensor, Weight
@@ -62,7 +62,7 @@ def latent_attention(t: Tape, x: Tensor, m: Latent, *, indexer: bool = False) ->
         attend = absorbed if t.past and t.kernels.mla == "absorbed" else expanded
         y = attend(t, q, latent, k_rope, expansion, m, m.topk if m.index_heads else None)
         if m.gated:
-            y = multiply(t, y, activation(t, linear(t, x, "g_proj", m.heads * m.v), "sigmoid"), "gated")
+            y = multiply(t, y, sigmoid(t, linear(t, x, "g_proj", m.heads * m.v)), "gated")
         return linear(t, y, "o_proj", x.shape[-1], bias=m.bias)
 
 

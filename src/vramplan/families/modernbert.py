@@ -32,6 +32,7 @@ def forward(t: Tape, c: Config) -> None:
         with t.module("embeddings"):
             x, tokens = embed(t, "tok_embeddings", s.vocab, s.hidden)
             x = dropout(t, layer_norm(t, x, "norm", bias=norm_bias), c.share("embedding_dropout"))
+        t.hold(x)  # what the masks are made for
         for (window, first), layers in groups(layer_kinds(c, s.layers)):
             with t.layers("layers", layers, x) as x:
                 y = x if first else layer_norm(t, x, "attn_norm", bias=norm_bias)
@@ -39,6 +40,7 @@ def forward(t: Tape, c: Config) -> None:
                     q, k, v = split(t, linear(t, y, "Wqkv", qkv_width(s), bias=bias), s)
                     q, k = rotate(t, q, "q", s.head_dim), rotate(t, k, "k", s.head_dim)
                     y = linear(t, attend(t, q, k, v, s, window=window, rotary=False, cached=False), "Wo", s.hidden, bias=bias)
+                t.hold(y)
                 x = add(t, x, dropout(t, y, t.attention_dropout))
                 y = layer_norm(t, x, "mlp_norm", bias=norm_bias)
                 x = add(t, x, fused_mlp(t, y, s.ffn, bias=c.flag("mlp_bias"), names=("Wi", "Wo"), dropped=c.share("mlp_dropout")))

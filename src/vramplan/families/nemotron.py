@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from ..dim import Dim
 from ..ops import add, embed, head, layer_norm, linear, rms_norm
-from ..ops.activations import activate
+from ..ops.activations import activate, xielu
 from ..tape import Tape, Tensor
 from .config import Config
 from .dense import attend, project, sizes
@@ -42,9 +42,4 @@ def mlp(t: Tape, x: Tensor, ffn: Dim, *, bias: bool, act: str) -> Tensor:
     """Up, activation, down: [b, s, hidden] -> [b, s, hidden]."""
     with t.module("mlp", x, part="mlp"):
         y = linear(t, x, "up_proj", ffn, bias=bias)
-        if act == "xielu":
-            for name in ("alpha_p", "alpha_n"):
-                t.weight(f"act_fn.{name}", (1,), "norm")
-            for name in ("beta", "eps"):
-                t.weight(f"act_fn.{name}", (1,), "buffer")
-        return linear(t, activate(t, y, act), "down_proj", x.shape[-1], bias=bias)
+        return linear(t, xielu(t, y) if act == "xielu" else activate(t, y, act), "down_proj", x.shape[-1], bias=bias)

@@ -71,6 +71,7 @@ def mixer(t: Tape, x: Tensor, c: Config) -> Tensor:
         groups=c.size("n_groups", 8, label="groups"),
         state=c.size("ssm_state_size", 128, label="d_state"),
         kernel=c.size("conv_kernel", 4),
+        chunk=c.size("chunk_size", 128, label="chunk"),
         conv_bias=c.flag("use_conv_bias", True),
         bias=c.flag("use_bias"),
         module="mixer",

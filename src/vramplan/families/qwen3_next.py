@@ -9,7 +9,8 @@ multi-token-prediction layer is shipped and not loaded.
 from __future__ import annotations
 
 from ..dim import Dim
-from ..ops import activation, add, attention, embed, experts, head, linear, multiply, rope, route
+from ..ops import add, attention, embed, experts, head, linear, multiply, rope, route, sigmoid
+from ..ops.delta_rule import Heads
 from ..ops.norm_fp32 import rms_norm_fp32
 from ..tape import Tape, Tensor
 from .blocks import cache_kv, gated_mlp
@@ -40,6 +41,7 @@ def decoder(t: Tape, c: Config, kind: str, module: str, *, tied: bool) -> None:
     )
     multiple(c, value_heads, key_heads)
     key_dim, value_dim = c.size("linear_key_head_dim", 128, label="key_dim"), c.size("linear_value_head_dim", 128, label="value_dim")
+    heads = Heads(keys=key_heads, values=value_heads, key_dim=key_dim, value_dim=value_dim)
     kernel, fused = c.size("linear_conv_kernel_dim", 4), kind == "qwen3_next"
 
     with t.module(module):
@@ -48,16 +50,7 @@ def decoder(t: Tape, c: Config, kind: str, module: str, *, tied: bool) -> None:
             with t.layers("layers", layers, x) as x:
                 y = rms_norm_fp32(t, x, "input_layernorm")
                 if mixer == "linear_attention":
-                    y = gated_delta_net(
-                        t,
-                        y,
-                        key_heads=key_heads,
-                        value_heads=value_heads,
-                        key_dim=key_dim,
-                        value_dim=value_dim,
-                        kernel=kernel,
-                        fused=fused,
-                    )
+                    y = gated_delta_net(t, y, heads, kernel=kernel, fused=fused)
                 else:
                     y = gated_attention(t, y, c, sparse)
                 x = add(t, x, y)
@@ -86,14 +79,14 @@ def gated_attention(t: Tape, x: Tensor, c: Config, sparse: bool) -> Tensor:
     bias, width = c.flag("attention_bias"), heads * d
     with t.module("self_attn", x, part="attention"):
         both = linear(t, x, "q_proj", 2 * width, bias=bias)
-        gate = t.hold(t.op("gate", (both,), (*x.shape[:-1], width)))
+        gate = t.hold(t.op("gate", (both,), (*x.shape[:-1], width), itemsize=both.itemsize))
         q = rms_norm_fp32(t, t.view(both, (*x.shape[:-1], width)), "q_norm", width=d)
         k = rms_norm_fp32(t, linear(t, x, "k_proj", kv_heads * d, bias=bias), "k_norm", width=d)
         v = linear(t, x, "v_proj", kv_heads * d, bias=bias)
         q, k = rope(t, q, "q", d // 4), rope(t, k, "k", d // 4)
         cache_kv(t, kv_heads, d)
         y = attention(t, q, k, v, heads=heads, kv_heads=kv_heads, by_head=True)
-        y = multiply(t, y, activation(t, gate, "sigmoid"), "gated")
+        y = multiply(t, y, sigmoid(t, gate), "gated")
         return linear(t, y, "o_proj", x.shape[-1], bias=bias)
 
 
@@ -110,5 +103,5 @@ def sparse_mlp(t: Tape, x: Tensor, c: Config, *, fused: bool) -> Tensor:
         normalised = fused or c.flag("norm_topk_prob", True)
         y = experts(t, x, probabilities, ffn=ffn, n_experts=n, top_k=top_k, up=up, down=down, fused_up=fused, normalised=normalised)
         share = linear(t, x, "shared_expert_gate", Dim(1))
-        gate = t.op("shared_expert_gate.sigmoid", (share,), share.shape, saves_out=True)
+        gate = sigmoid(t, share, "shared_expert_gate.sigmoid")
         return add(t, y, t.op("shared_gated", (shared, gate), x.shape, saves=(shared, gate)), "shared")

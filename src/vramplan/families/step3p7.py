@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from ..dim import Dim
 from ..errors import BadInput
-from ..ops import activation, add, attention, embed, experts, head, layer_norm, linear, multiply, rms_norm, rope, route
+from ..ops import add, attention, embed, experts, head, layer_norm, linear, multiply, rms_norm, rope, route, sigmoid
 from ..tape import Tape, Tensor
 from .blocks import cache_kv, gated_mlp, plain_mlp
 from .checks import multiple
@@ -80,7 +80,7 @@ def self_attention(t: Tape, x: Tensor, c: Config, window: Dim | None) -> Tensor:
         q, k = rope(t, q, "q", d), rope(t, k, "k", d)
         cache_kv(t, kv_heads, d, window=window)
         y = attention(t, q, k, v, heads=heads, kv_heads=kv_heads, window=window)
-        y = multiply(t, y, activation(t, gate, "sigmoid"), "gated")
+        y = multiply(t, y, sigmoid(t, gate), "gated")
         return linear(t, y, "o_proj", x.shape[-1], bias=bias)
 
 

@@ -23,22 +23,26 @@ METHODS = ("exl2", "exl3")
 
 HEAD_BITS = Fraction(6)
 """Default `head_bits` of both quantisers (exllamav2 `convert_exl2.py`, exllamav3 `convert.py`)."""
+CODEBOOKS = ("mul1", "mcg")
+"""EXL3's codebooks that a matrix names by an int32 beside it; `3inst` needs none (exllamav3 1.4.1 `modules/quant/exl3.py`)."""
 _BPW = re.compile(r"\d(?:\.\d{1,4})?")
 
 
-def average(kind: str, bpw: Fraction) -> Format:
+def average(kind: str, bpw: Fraction, codebook: str = CODEBOOKS[0]) -> Format:
     """n·bpw/8 bytes: EXL2's figure includes its scales and permutations; EXL3 adds fp16 sign vectors, 2 bytes per row and per column.
 
     >>> average("exl3", Fraction(4)).nbytes(4096, 4096) - 4096 * 4096 // 2
-    16384
+    16388
 
-    Source: exllamav2 `conversion/qparams.py` (bpw counts the groups' scales); exllamav3 `doc/exl3.md` (trellis of int16, `suh`, `svh`).
+    Source: exllamav2 `conversion/qparams.py` (bpw counts the groups' scales); exllamav3 `doc/exl3.md` (trellis of int16, `suh`, `svh`), and
+    `convert.py` 1.4.1, whose codebook is mul1 unless asked for.
     """
     if not 1 <= bpw <= 8:
         raise BadInput(f"{kind} with {float(bpw):g} bits per weight: from 1 to 8 are allowed")
     size = bpw / 8
     signs = (Extra(what="svh", nbytes=2, tile=(1, 0)), Extra(what="suh", nbytes=2, tile=(0, 1)))
-    extras = signs if kind == "exl3" else ()
+    named = (Extra(what=codebook, nbytes=4),) if codebook in CODEBOOKS else ()
+    extras = (*signs, *named) if kind == "exl3" else ()
     return Format(name=f"{kind} {float(bpw):g} bpw", block=size.denominator, block_bytes=size.numerator, extras=extras)
 
 
@@ -60,8 +64,9 @@ def scheme(name: str, options: list[str], dtype: str, facts: ModelFacts | None) 
 def from_config(config: Mapping[str, object], dtype: str) -> Scheme:
     """`bits` and `head_bits` of ExLlama's own config."""
     kind = str(config.get("quant_method")).lower()
-    form = average(kind, _bits(config, "bits", None))
-    return Selective(name=kind, linear=form, dtype=dtype, head=average(kind, _bits(config, "head_bits", HEAD_BITS)))
+    codebook = str(config.get("codebook", "3inst"))
+    form = average(kind, _bits(config, "bits", None), codebook)
+    return Selective(name=kind, linear=form, dtype=dtype, head=average(kind, _bits(config, "head_bits", HEAD_BITS), codebook))
 
 
 def _bits(config: Mapping[str, object], key: str, default: Fraction | None) -> Fraction:

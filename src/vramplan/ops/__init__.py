@@ -7,7 +7,7 @@ from .attention import attention
 from .linear import embed, head, linear
 from .moe import experts, route
 from .norm import layer_norm, rms_norm
-from .pointwise import activation, add, dropout, gated, multiply, rope
+from .pointwise import activation, add, dropout, gated, multiply, rope, sigmoid
 from .recurrent import causal_conv, gated_delta_rule, selective_scan
 
 __all__ = [
@@ -28,4 +28,5 @@ __all__ = [
     "rope",
     "route",
     "selective_scan",
+    "sigmoid",
 ]

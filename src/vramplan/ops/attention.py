@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..dim import Dim, numel
 from ..tape import Tape, Tensor
+from .attention_math import math_attention
 from .linear import lowered
 from .pointwise import dropout
 from .workspaces import attention_backward
@@ -24,6 +25,8 @@ def attention(
     masked: bool = True,
     mask: Tensor | None = None,
     upcast: bool = True,
+    sinks: bool = False,
+    broadcast: bool = False,
     by_head: bool = False,
     name: str = "attention",
 ) -> Tensor:
@@ -36,7 +39,7 @@ def attention(
     Queries that lie head by head in memory (`by_head`: a torch.cat of rotated and unrotated parts) give an output that does too, which is
     copied. `eager` is told at `_probabilities`. A model that torch's `sdpa` cannot run (`_supports_sdpa = False`: caps, sinks) takes
     `eager` in its place. `inplace` (ggml without flash attention) has one fp32 tensor of scores, whose scale, mask and softmax are written
-    over it, and a mask [s, keys].
+    over it, and a mask [s, keys]. Keys that are `broadcast` to all heads of the queries are told at `math_attention`.
 
     A window narrower than the keys is a mask of truth values [b, s, keys] to sdpa, as a `mask` that is given is: with one it takes the
     efficient kernel, which gets keys and values repeated to all heads (transformers 5.23 `integrations/sdpa_attention.py`,
@@ -58,6 +61,8 @@ def attention(
         scores = t.op(f"{name}.scores", (q, k), square, itemsize=4, extra=(where,))
         return t.op(name, (scores, where, v), out, flops=flops)
     grouped = kv_heads != heads
+    if broadcast and grouped and t.kernels.attention == "sdpa" and t.kernels.frames == "held" and t.kernels.kv != "expanded":
+        return math_attention(t, q, k, v, heads=heads, kv_heads=kv_heads, keys=Dim(keys), name=name)
     if t.kernels.attention == "flash" or (t.kernels.attention == "sdpa" and sdpa):
         if t.kernels.attention == "flash":
             mask = None
@@ -86,7 +91,7 @@ def attention(
             mask = t.shared(f"{name}.mask {window or ''}", (b, s, keys))
         elif mask is None and t.kernels.padding_mask == "always":
             mask = t.shared(f"{name}.padding", (b, Dim(1), keys))
-        probabilities = _probabilities(t, q, k, square, mask, wide if upcast else 0, capped, name)
+        probabilities = _probabilities(t, q, k, square, mask, wide if upcast and not sinks else 0, capped, sinks, name)
         if t.repeated is not None:
             t.frames[-3].append(probabilities)  # the module returns it too, and the layer names it `_` until its own end
         entry = lowered(t, probabilities, f"{name}.probabilities")
@@ -104,13 +109,13 @@ def _keys(t: Tape, own: int, window: int | None) -> Dim:
 
 
 def _needs_mask(t: Tape, s: int, keys: int, window: int | None) -> bool:
-    """Whether sdpa is given a mask: where a window hides keys, and always where the cache has room beyond its tokens.
+    """Whether sdpa is given a mask that takes room: where a window hides keys, and where several tokens follow others; one's is a row.
 
-    Source: transformers 5.23 `masking_utils.py`, _ignore_causal_mask_sdpa and sdpa_mask (`allow_is_causal_skip` of compileable caches).
+    Source: transformers 5.23 `masking_utils.py`, _ignore_causal_mask_sdpa.
     """
-    if t.kernels.cache == "static":
-        return t.past > 0
-    return bool(window) and keys >= (window or 0) and not (t.kernels.cache == "grown" and s == 1)
+    if t.kernels.cache == "grown" and t.past:
+        return s > 1
+    return window is not None and keys >= window and not (t.kernels.cache == "static" and s == 1)
 
 
 def _dense(t: Tape, x: Tensor, name: str) -> Tensor:
@@ -136,13 +141,15 @@ def _repeated(t: Tape, x: Tensor, shape: tuple[int, ...], name: str) -> Tensor:
 
 
 def _probabilities(
-    t: Tape, q: Tensor, k: Tensor, square: tuple[int, ...], mask: Tensor | None, wide: int, capped: bool, name: str
+    t: Tape, q: Tensor, k: Tensor, square: tuple[int, ...], mask: Tensor | None, wide: int, capped: bool, sinks: bool, name: str
 ) -> Tensor:
     """transformers' eager_attention_forward: scores, scaled, soft-`capped` and masked scores, their softmax, its cast, each `square`.
 
     Soft-capped scores are divided, go through a tanh, which backward keeps, and are multiplied. All layers share the mask. The softmax is
     in fp32 where it is cast to `wide` bytes afterwards (0: it stays in the scores' own dtype, as BERT's), and always under autocast; bf16
-    scores are copied to fp32 first (pytorch `aten/native/SoftMax.cpp`). What is dropped in training is another tensor, with its mask.
+    scores are copied to fp32 first (pytorch `aten/native/SoftMax.cpp`). What is dropped in training is another tensor, with its mask. A
+    learned logit of each head, its `sinks`, is joined to the masked scores, whose largest is then taken off, and the softmax is in their own
+    dtype (5.23 `models/gpt_oss/modeling_gpt_oss.py`, eager_attention_forward).
     """
     size = q.itemsize
     scores = t.op(f"{name}.scores", (q, k), square, itemsize=size, flops=2 * numel(square) * int(q.shape[2] // square[1]), saves=(q, k))
@@ -154,6 +161,10 @@ def _probabilities(
     if mask:
         scores = t.op(f"{name}.masked", (scores, mask), square, itemsize=max(size, mask.itemsize))
     with t.module("", scores):  # its name is bound to the cast softmax only then
+        if sinks:
+            wider = (*square[:-1], Dim(square[-1] + 1, "keys"))
+            joined = t.op(f"{name}.joined", (scores,), wider, itemsize=scores.itemsize)
+            scores, square = t.op(f"{name}.shifted", (joined,), wider, itemsize=scores.itemsize), wider
         fp32 = wide or t.autocast
         if fp32 and scores.itemsize != 4 and t.kernels.softmax == "copied":
             scores = t.op(f"{name}.float", (scores,), square, itemsize=4)

@@ -1,5 +1,4 @@
-"""The gated delta rule in chunks of 64 tokens, composed of torch's own operators: what transformers runs where flash-linear-attention is not
-installed.
+"""The gated delta rule in chunks of 64 tokens, composed of torch's operators: what transformers runs without flash-linear-attention.
 
 Everything is in fp32, and nearly everything is kept: four sets of queries and four of keys, three of values, five of the pairs within
 chunks, and the state of every chunk. Source: transformers 5.23 `models/qwen3_next/modeling_qwen3_next.py` torch_chunk_gated_delta_rule,
@@ -43,17 +42,19 @@ def chunked_delta_rule(t: Tape, mixed: Tensor, beta: Tensor, g: Tensor, heads: H
             q, k = (t.op(f"{name}.padded", (x,), key_shape, itemsize=4) for name, x in (("query", q), ("key", k)))
             v = t.op("value.padded", (v,), value_shape, itemsize=4)
         rate, decay = (t.op(f"{name}.padded", (x,), (b, padded, heads.values), itemsize=4) for name, x in (("beta", rate), ("decay", g)))
-        v_beta, k_beta = t.hold(_scaled(t, v, rate, "value.beta")), _scaled(t, k, rate, "key.beta")
-        total = t.hold(t.op("decay.sum", (decay,), decay.shape, itemsize=4))
+        v_beta, k_beta = _scaled(t, v, rate, "value.beta"), _scaled(t, k, rate, "key.beta")
+        total = t.op("decay.sum", (decay,), decay.shape, itemsize=4)
         between = _pairs(t, total)
         system, within = (_decayed_products(t, x, k, between, name) for name, x in (("key", k_beta), ("query", q)))
-        decayed = t.hold(_scaled(t, k_beta, _exp(t, total, "key.decay"), "key.beta_decayed"))
+        decayed = _scaled(t, k_beta, _exp(t, total, "key.decay"), "key.beta_decayed")
         new, old = (_solved(t, system, x, name) for name, x in (("values", v_beta), ("keys", decayed)))
         q = _scaled(t, q, _exp(t, total, "query.decay"), "query.decayed")
         k = _scaled(t, k, _exp(t, total, "key.rest"), "key.decayed")
         y = _scan(t, (new, old, q, k, within), chunks, heads, flops)
+        for named in (q, k, v, rate, decay, v_beta, k_beta, total, between, system, within, decayed, new, old):
+            t.hold(named)
         y = t.op("reshaped", (y,), (b, s, value_shape[-1]), itemsize=4, passes=True)
-        return t.op("out", (y,), y.shape)
+        return t.op("out", (y,), y.shape, itemsize=mixed.itemsize)
 
 
 def _inputs(t: Tape, mixed: Tensor, beta: Tensor, heads: Heads) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -62,7 +63,7 @@ def _inputs(t: Tape, mixed: Tensor, beta: Tensor, heads: Heads) -> tuple[Tensor,
     wide = (b, s, heads.values * heads.key_dim)
     narrow = t.view(mixed, (b, s, heads.keys * heads.key_dim))
     grouped = int(heads.keys) != int(heads.values)
-    q, k = (t.op(f"{name}.repeated", (narrow,), wide) if grouped else narrow for name in ("query", "key"))
+    q, k = (t.op(f"{name}.repeated", (narrow,), wide, itemsize=mixed.itemsize) if grouped else narrow for name in ("query", "key"))
     with t.module("", q, k):
         q, k = (t.op(f"{name}.float", (x,), wide, itemsize=4) for name, x in (("query", q), ("key", k)))
         v = t.op("value.float", (mixed,), (b, s, heads.values * heads.value_dim), itemsize=4)
@@ -127,6 +128,8 @@ def _scan(t: Tape, reads: tuple[Tensor, ...], chunks: Dim, heads: Heads, flops: 
     state = (new.shape[0], chunks, heads.values, heads.key_dim * heads.value_dim)
     one = numel(state) // int(chunks) * 4
     times = 2 if t.autocast else 1
+    if t.method is None:  # without gradients one chunk's are there at a time
+        return t.op("scan", reads, new.shape, itemsize=4, flops=flops, workspace=3 * one)
     kept = [t.tensor(f"values.corrected{n or ''}", new.shape, size) for n in range(times)]
     kept += [t.tensor(f"states{n or ''}", state, size) for n in range(times)]
     if t.autocast:

@@ -70,6 +70,8 @@ def experts(
         if t.kernels.experts == "batched":
             return batched(t, x, weighting, ffn=ffn, gates=gates, ups=ups, downs=downs)
         return _grouped(t, x, weighting, rows, ffn, gates, ups, downs, n_experts)
+    if t.kernels.experts == "workspaces":
+        return t.op("experts.fused", (x, probabilities), x.shape, weights=(*ups, *downs), flops=(gates + 1) * flops)
     permuted = t.op("experts.permute", (x, probabilities), (rows, hidden))
     raised = t.op("experts.up", (permuted,), (rows, gates * ffn), weights=ups, flops=gates * flops, saves=(permuted,))
     acted = t.op("experts.act", (raised,), (rows, ffn), saves=(raised,))

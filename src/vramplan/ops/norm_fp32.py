@@ -35,10 +35,11 @@ def gated_rms_norm(t: Tape, x: Tensor, gate: Tensor, name: str, *, width: int = 
     if t.kernels.norm == "fused":
         scale = t.weight(f"{name}.weight", (width or x.shape[-1],), "norm")
         return fused(t, (x, gate), name, (scale,), width)
-    normed = t.op(f"{name}.x_float", (x,), x.shape, itemsize=4) if gate_first else rms_norm(t, x, name, width=width)
+    x_float = x if x.itemsize == 4 or not gate_first else t.op(f"{name}.x_float", (x,), x.shape, itemsize=4)
+    normed = x_float if gate_first else rms_norm(t, x, name, width=width)
     upcast = t.op(f"{name}.gate_float", (gate,), x.shape, itemsize=4)
     silu = t.op(f"{name}.silu", (upcast,), x.shape, itemsize=4, saves=(upcast,))
     product = t.op(f"{name}.gated", (normed, silu), x.shape, itemsize=4, saves=(normed, silu))
     if gate_first:
         return rms_norm(t, product, name, width=width, itemsize=x.itemsize)
-    return t.op(f"{name}.gated_cast", (product,), x.shape)
+    return t.op(f"{name}.gated_cast", (product,), x.shape, itemsize=x.itemsize)

@@ -33,6 +33,11 @@ def activation(t: Tape, x: Tensor, name: str = "act_fn") -> Tensor:
     return t.op(name, (x,), x.shape, itemsize=x.itemsize, saves=(x,))
 
 
+def sigmoid(t: Tape, x: Tensor, name: str = "sigmoid") -> Tensor:
+    """1 / (1 + exp(−x)): same shape. Backward keeps the result (`aten::sigmoid`, pytorch `derivatives.yaml`)."""
+    return t.op(name, (x,), x.shape, itemsize=x.itemsize, saves_out=True)
+
+
 def gated(t: Tape, x: Tensor, gate: str, up: str, ffn: int, *, bias: bool = False) -> Tensor:
     """act(x Wgᵀ) · (x Wuᵀ): [..., hidden] -> [..., ffn].
 

@@ -10,7 +10,8 @@ def causal_conv(t: Tape, x: Tensor, name: str, kernel: int, *, bias: bool, state
     """Depthwise causal convolution: [b, s, width] -> [b, s, width], weight [width, 1, kernel], state [width, kernel] per sequence.
 
     transformers' caches keep `kernel` columns (5.23 `cache_utils.py`), vLLM and llama.cpp `kernel − 1`: the engine decides, the tape
-    notes `kernel − 1`, what the next step needs. Source: `causal_conv1d_fn`, Gu & Dao 2023 (arXiv:2312.00752) section 3.4.
+    notes `kernel − 1`, what the next step needs. Backward keeps x whether the weight trains or not (`aten::convolution`, pytorch
+    `derivatives.yaml`: one formula for all gradients). Source: `causal_conv1d_fn`, Gu & Dao 2023 (arXiv:2312.00752) section 3.4.
     """
     width = x.shape[-1]
     weights = [t.weight(f"{name}.weight", (width, 1, kernel), "conv")]
@@ -18,21 +19,29 @@ def causal_conv(t: Tape, x: Tensor, name: str, kernel: int, *, bias: bool, state
         weights.append(t.weight(f"{name}.bias", (width,), "norm"))
     if state:
         t.cache("conv state", "state", (width, kernel - 1), per="sequence", dtype=state_dtype)
-    return t.op(name, (x,), x.shape, weights=tuple(weights), flops=2 * (x.nbytes // x.itemsize) * int(kernel), saves=(x,))
+    flops = 2 * numel(x.shape) * int(kernel)
+    if t.autocast:  # it goes to the weight's precision, and from there to autocast's
+        x = t.op(f"{name}.input.autocast", (x,), x.shape, itemsize=t.autocast)
+    return t.op(name, (x,), x.shape, itemsize=x.itemsize, weights=tuple(weights), flops=flops, saves=(x,), always=True)
 
 
 def selective_scan(
     t: Tape, reads: tuple[Tensor, ...], shape: tuple[int, ...], state: tuple[int, ...], *, state_dtype: str | None, name: str = "scan"
 ) -> Tensor:
-    """h ← Ā h + B̄ x, y = C h: writes [b, s, width]; the state `[heads, head_dim, d_state]` (Mamba-1: `[width, d_state]`) per sequence.
+    """h ← Ā h + B̄ x, y = C h in one kernel: writes [b, s, width]; the state as in `scan_state`.
 
-    FLOPs: about 6 per state element and token (decay, input, output: Dao & Gu 2024, arXiv:2405.21060, section 6).
+    Backward keeps what it reads, as mamba-ssm's. Composed of torch's operators, Mamba-2's is `chunked_scan`.
     """
-    t.cache("ssm state", "state", state, per="sequence", dtype=state_dtype)
-    elements = 1
-    for size in state:
-        elements *= int(size)
-    return t.op(name, reads, shape, flops=6 * elements * int(shape[0]) * int(shape[1]), saves=reads, saves_out=False)
+    return t.op(name, reads, shape, flops=scan_state(t, shape, state, state_dtype), saves=reads)
+
+
+def scan_state(t: Tape, shape: tuple[int, ...], state: tuple[int, ...], dtype: str | None) -> int:
+    """Note the state `[heads, head_dim, d_state]` (Mamba-1: `[width, d_state]`) of a scan that writes `shape` [b, s, width]; its FLOPs.
+
+    About 6 per state element and token (decay, input, output: Dao & Gu 2024, arXiv:2405.21060, section 6).
+    """
+    t.cache("ssm state", "state", state, per="sequence", dtype=dtype)
+    return 6 * numel(state) * int(shape[0]) * int(shape[1])
 
 
 def gated_delta_rule(

@@ -16,7 +16,7 @@ MASTER = 4
 class Master:
     """`buffer`: gradients that backward adds into, always there; `own`: a weight's own gradient, from backward to the step, or for good
     where it is `zeroed`; `cast`: what the step makes of them while they are there; `stepped`: fp32 gradients while the optimizer steps.
-    `early`: the states are made with the wrapper, not in the first step.
+    `early`: the states are made with the wrapper, not in the first step. `apart`: the optimizer's tensors are stepped one after another.
     """
 
     buffer: int = 0
@@ -25,6 +25,7 @@ class Master:
     cast: int = 0
     stepped: int = 0
     early: bool = False
+    apart: bool = False
     source: str
 
     def step(self, elements: int, inner: int) -> int:
@@ -35,8 +36,11 @@ class Master:
 DEEPSPEED = Master(own=2, cast=8, stepped=4, early=True, source="DeepSpeed at edaa722 runtime/fp16/fused_optimizer.py, step")
 """FP16_Optimizer, which bf16 without ZeRO takes too: all gradients in fp32 (`p.grad.to(data_type)`), and again as one flat tensor."""
 
-ZERO = Master(own=2, cast=6, stepped=4, source="DeepSpeed at edaa722 runtime/zero/stage_1_and_2.py, step")
+ZERO = Master(own=2, cast=6, stepped=4, apart=True, source="DeepSpeed at edaa722 runtime/zero/stage_1_and_2.py, step")
 """ZeRO 1 and 2: a flat copy of the rank's gradients in 16 bits, and of that one in fp32. Under ZeRO-2 `own` is of the rank's share too."""
+
+ZERO_3 = Master(buffer=2, cast=6, stepped=4, apart=True, source="DeepSpeed at edaa722 runtime/zero/stage3.py, step")
+"""ZeRO 3: parts of gradients lie in one buffer for good; the step makes a flat copy of a sub-group's, and of that one in fp32."""
 
 ZERO_FP32 = Master(buffer=4, own=2, zeroed=True, source="DeepSpeed at edaa722 runtime/bf16_optimizer.py")
 """BF16_Optimizer: ZeRO-1 with `gradient_accumulation_dtype` fp32, and pipelines. Own gradients are zeroed and stay (`clear_lp_grads`)."""

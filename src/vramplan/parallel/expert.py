@@ -1,4 +1,4 @@
-"""Expert parallelism: each rank has whole experts, an even share of them, and routes tokens to the others."""
+"""Experts over ranks: each has whole ones, an even share, and routes tokens to the others; or a slice of every one."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from ..errors import BadInput
 from ..tape import Tape
+from .tensor import tensor_parallel
 
 
 def expert_parallel(tape: Tape, whole: Tape, degree: int) -> Tape:
@@ -19,4 +20,14 @@ def expert_parallel(tape: Tape, whole: Tape, degree: int) -> Tape:
         replace(before, copies=-(-before.copies // degree)) if before.kind == "experts" else after
         for before, after in zip(whole.weights, tape.weights, strict=True)
     ]
+    return replace(tape, weights=weights)
+
+
+def expert_slices(tape: Tape, whole: Tape, degree: int) -> Tape:
+    """`tape` with a slice of every expert of `whole`, one of `degree`: tensor parallelism over the ranks of all data-parallel replicas.
+
+    Source: FusedMoEParallelConfig.make, vLLM 0.21 fused_moe/config.py (without expert parallelism the ranks are flattened).
+    """
+    sliced = tensor_parallel(whole, degree)
+    weights = [thin if thin.kind == "experts" else mine for mine, thin in zip(tape.weights, sliced.weights, strict=True)]
     return replace(tape, weights=weights)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import replace
 
 from ..errors import BadInput
-from ..tape import Tape
+from ..tape import Tape, Weight
 
 
 def layers_of(stage: int, stages: int, layers: int) -> range:
@@ -47,15 +47,24 @@ def pipeline_stage(tape: Tape, stage: int, stages: int, layers: Callable[[int, i
     depth = max((max(w.layers) + 1 for w in tape.weights if w.layers and not w.tower), default=0)
     if depth < stages:
         raise BadInput(f"pipeline_parallel {stages}: the model has {depth} layers")
+
+    def belongs(weight: Weight) -> bool:
+        return _belongs(weight.kind in ("embed",) or bool(weight.tower), weight.tied, stage, stages)
+
     mine = layers(stage, stages, depth)
+    return part_of(tape, mine, belongs, mine)
+
+
+def part_of(tape: Tape, layers: Container[int], belongs: Callable[[Weight], bool], cached: Container[int]) -> Tape:
+    """The weights of `layers`, those outside the layers that `belong` to them, and the caches of the layers `cached`; all ops."""
     weights = []
     for weight in tape.weights:
         if weight.layers is not None and not weight.tower:
-            own = tuple(i for i in weight.layers if i in mine)
+            own = tuple(i for i in weight.layers if i in layers)
             weights += [replace(weight, layers=own)] if own else []
-        elif _belongs(weight.kind in ("embed",) or bool(weight.tower), weight.tied, stage, stages):
+        elif belongs(weight):
             weights.append(weight)
-    caches = [replace(c, layers=own) for c in tape.caches if (own := tuple(i for i in c.layers if i in mine))]
+    caches = [replace(c, layers=own) for c in tape.caches if (own := tuple(i for i in c.layers if i in cached))]
     return replace(tape, weights=weights, caches=caches)
 
 

@@ -59,7 +59,10 @@ def part(size: int, degree: int) -> int:
 
 def _leaf(value: int, name: str, degree: int) -> int:
     if name == "vocab":
-        return -(-value // VOCABULARY) * VOCABULARY // degree
+        padded = -(-value // VOCABULARY) * VOCABULARY
+        if padded % degree:
+            raise BadInput(f"tensor_parallel {degree}: the vocabulary, {value:,} padded to {padded:,}, does not divide by it")
+        return padded // degree
     if name in HEADS and name != "heads" and degree % value == 0:
         return 1
     if value % degree:

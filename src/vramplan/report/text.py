@@ -24,6 +24,7 @@ LOOKS = {
     "activations": ("A", 35),
     "compute buffer": ("B", 35),
     "gathered": ("H", 35),
+    "attention workspace": ("T", 33),
     "buffers": ("U", 33),
     "workspace": ("S", 33),
     "load": ("D", 33),

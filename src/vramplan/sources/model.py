@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from .stored import StoredTensor
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Model:
     """`config` is a config.json (for GGUF, one made of its metadata); `stored` the tensors of its files, which decide over the config.
 

@@ -14,10 +14,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .generate import trace_generate
     from .script import recording, run
     from .step import trace, trace_scenario
 
-__all__ = ["recording", "run", "trace", "trace_scenario"]
+__all__ = ["recording", "run", "trace", "trace_generate", "trace_scenario"]
 
 
 def __getattr__(name: str) -> Any:
@@ -25,6 +26,8 @@ def __getattr__(name: str) -> Any:
 
     if name in ("recording", "run"):
         return getattr(import_module(".script", __name__), name)
+    if name == "trace_generate":
+        return getattr(import_module(".generate", __name__), name)
     if name in ("trace", "trace_scenario"):
         return getattr(import_module(".step", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -41,17 +41,21 @@ FP32_RESULT_UNDER_AUTOCAST = {
 """AT_FORALL_FP32_SET_OPT_DTYPE there: they compute in fp32 by their `dtype` argument; the number counts the positional ones before it."""
 
 
-def attention_kernel(query: Any, key: Any, value: Any, mask: Any, *, dropout: float, causal: bool, capability: tuple[int, int]) -> str:
+def attention_kernel(
+    query: Any, key: Any, value: Any, mask: Any, *, dropout: float, causal: bool, capability: tuple[int, int], enable_gqa: bool = False
+) -> str:
     """The kernel that `scaled_dot_product_attention` takes on a GPU of `capability`: "cudnn", "flash", "efficient" or "math".
 
     query: [batch, heads, tokens, head_dim]. After select_sdp_backend, priority_order and the can_use_… functions of
-    aten/src/ATen/native/transformers/cuda/sdp_utils.cpp (main of 2026, cuDNN later than 9.22).
+    aten/src/ATen/native/transformers/cuda/sdp_utils.cpp (main of 2026, cuDNN later than 9.22); heads that are only broadcast go to "math"
+    (check_batch_size_and_num_heads_dense, sdp_utils_cpp.h).
     """
     head_dim, value_dim = query.shape[-1], value.shape[-1]
     ampere = capability >= (8, 0)
     trains = torch.is_grad_enabled() and any(t.requires_grad for t in (query, key, value))
     half = query.dtype in HALF if ampere else query.dtype is torch.float16
-    four = query.dim() == 4 and all(t.stride(-1) == 1 for t in (query, key, value)) and query.shape[2] > 0 and key.shape[2] > 0
+    heads = enable_gqa or query.shape[1] == key.shape[1] == value.shape[1]
+    four = heads and query.dim() == 4 and all(t.stride(-1) == 1 for t in (query, key, value)) and query.shape[2] > 0 and key.shape[2] > 0
     if four and half and capability[0] in (9, 10) and head_dim % 8 == value_dim % 8 == 0 and dropout * 16 % 1 == 0 and key.shape[2] > 1:
         sizes = (head_dim, value_dim)
         if max(sizes) <= 128 or sizes in ((192, 128), (256, 256)) or (not trains and max(sizes) <= 256):
@@ -76,7 +80,7 @@ def attention(capability: tuple[int, int], note: Callable[[str], None]) -> Calla
     def run(
         q: Any, k: Any, v: Any, mask: Any = None, p: float = 0.0, causal: bool = False, *, scale: Any = None, enable_gqa: bool = False
     ) -> Any:
-        kernel = attention_kernel(q, k, v, mask, dropout=p, causal=causal, capability=capability)
+        kernel = attention_kernel(q, k, v, mask, dropout=p, causal=causal, capability=capability, enable_gqa=enable_gqa)
         note(kernel)
         trains = torch.is_grad_enabled() and any(t.requires_grad for t in (q, k, v))
         if kernel == "math":

@@ -34,6 +34,8 @@ Workspace = Callable[[tuple[Any, ...], Mapping[str, Any], Any], Iterable[tuple[s
 _SCALAR = torch.ops.aten._local_scalar_dense.default
 _DEVICE = torch.ops.prim.device.default
 _CAST = torch.ops.aten._to_copy.default
+COMPOSITES = {torch.ops.aten._safe_softmax.default}
+"""Operators that are written with others: what they take beside their results are tensors like any other."""
 _INDEX_PUT, _INDEX_PUT_ = torch.ops.aten.index_put.default, torch.ops.aten.index_put_.default
 """index_backward writes into its zeros, but for subclasses of tensors, which fake ones are (torch/csrc/autograd/FunctionsManual.cpp)."""
 
@@ -167,7 +169,8 @@ class Recorder(TorchDispatchMode):
                 if isinstance(leaf, torch.Tensor):
                     self._look(leaf, name)
         if (workspace := self._workspaces.get(func)) is not None:
-            taken = [self._alloc(nbytes, f"{name}: {what}", "workspace") for what, nbytes in workspace(args, kwargs, result) if nbytes]
+            category = "" if func in COMPOSITES else "workspace"
+            taken = [self._alloc(nbytes, f"{name}: {what}", category) for what, nbytes in workspace(args, kwargs, result) if nbytes]
             for number in taken:
                 self._free(number)
         return result

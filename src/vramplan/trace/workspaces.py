@@ -12,6 +12,7 @@ import torch
 
 from ..allocator import round_up
 from ..ops import workspaces
+from ..ops.attention_math import SAFE_SOFTMAX
 from ..optimizers.clipping import partial_norms
 from .recorder import Workspace
 
@@ -82,7 +83,13 @@ def decomposition(args: Args, kwargs: Kwargs, result: Any) -> Lines:
     return (("column-major copy", args[0].numel() * args[0].element_size()),)
 
 
+def safe_softmax(args: Args, kwargs: Kwargs, result: Any) -> Lines:
+    """The softmax itself, and which of its inputs are −∞ (aten/native/transformers/attention.cpp)."""
+    return (("softmax and mask", result.numel() * SAFE_SOFTMAX),)
+
+
 TABLE: dict[Any, Workspace] = {
+    aten._safe_softmax.default: safe_softmax,
     aten._scaled_dot_product_flash_attention_backward.default: flash_backward,
     aten._scaled_dot_product_efficient_attention_backward.default: efficient_backward,
     aten._scaled_dot_product_cudnn_attention_backward.default: cudnn_backward,

@@ -17,6 +17,7 @@ from ...sweep import Checkpointing
 from ...tape import Kernels, Op, Tape, Weight
 from ..job import MANY, Job
 from ..process import CUDA_CONTEXT
+from . import deepspeed
 from .adapters import adapters_of, base_of, method_of
 from .images import NO_IMAGES, Images, asked
 from .objectives.goal import Goal, aimed, trl
@@ -183,7 +184,9 @@ def read(job: Job, framework: Framework) -> Recipe:
     method = method_of(job, framework.methods, framework.name)
     goal = aimed(job, framework, method)
     framework = trl(framework, goal, job) if goal else framework
+    framework = deepspeed.wrapped(job, framework, sharing) if sharing.stage else framework
     precision = _one_of("precision", s.precision, framework.precision, framework.precisions, framework)
+    precision = deepspeed.precision(precision, sharing) if sharing.stage else precision
     if s.attention == "flash" and precision == "fp32":
         raise BadInput("attention 'flash': its kernels take 16-bit types only, precision is fp32; choose bf16, bf16-mixed or sdpa")
     if PRECISIONS[precision].fp8:

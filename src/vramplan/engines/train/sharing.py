@@ -1,6 +1,6 @@
 """Several GPUs that train on different data: whole copies of the model (DDP), or parts of it that are gathered as they run (FSDP).
 
-What it does not know: ZeRO, hybrid sharding, other kinds of parallelism, what NCCL itself takes.
+DeepSpeed's ZeRO is in deepspeed.py. What it does not know: hybrid sharding, other kinds of parallelism, what NCCL itself takes.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ from ...tape import Weight
 from ..job import Job
 
 DDP = "pytorch 2.13 torch/csrc/distributed/c10d/reducer.cpp, Reducer::initialize_buckets"
+ZERO = "bf16 means weights and gradients in bf16 with fp32 masters to DeepSpeed; what torch's allocator reserves beyond is not estimated"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shares:
     """How a framework wraps a model in FSDP, which it calls `named`; the rest is as `Sharding` has it, `apart` where embedding and head are
     not `tied`. `autocast`: around it, or not. `reduced`: bytes of an element of gradients that are reduced in mixed precision. `synced`:
-    each pass of a step reduces its gradients, or whole ones wait for the last pass.
+    each pass of a step reduces its gradients, or whole ones wait for the last pass. `stage`: of ZeRO, 0 for FSDP.
     """
 
     named: str = "FSDP2"
@@ -30,6 +31,7 @@ class Shares:
     autocast: bool = False
     reduced: int = 4
     synced: bool = False
+    stage: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,12 +46,20 @@ class Sharing:
     always: bool = False
     hosted: bool = False
 
+    @property
+    def stage(self) -> int:
+        """Of ZeRO, 0 without it."""
+        return self.shares.stage if self.shares else 0
+
     def assumptions(self, *, packed: bool) -> list[str]:
         """How the GPUs share the model, in words; nothing for one."""
         if self.ranks == 1 and not self.shares:
             return []
-        named = f"{self.shares.named}, each layer a unit" if self.shares else "DDP, gradient_as_bucket_view off"
+        units = "DeepSpeed's defaults and `auto` sizes" if self.stage else "each layer a unit"
+        named = f"{self.shares.named}, {units}" if self.shares else "DDP, gradient_as_bucket_view off"
         lines = [f"each of {self.ranks} GPUs trains on micro_batch sequences of its own ({named}); what NCCL takes is not in it"]
+        if self.stage:
+            return [*lines, ZERO]
         return [*lines, "packed weights are shared out: bnb_4bit_quant_storage is a float type"] if packed and self.shares else lines
 
     def sharding(self, gathered: Callable[[Weight], float], *, computed: int, gradient: int, tied: bool) -> Sharding | None:
@@ -90,7 +100,7 @@ def asked(job: Job, known: Mapping[str, Shares | None], name: str) -> Sharing:
     if kind not in known:
         raise Unknown(f"sharding {kind!r}: estimated for engine {name!r} are {', '.join(['none', *known])}")
     shares = known[kind]
-    if policy and shares is None:
+    if policy and (shares is None or shares.stage):
         raise BadInput(f"reshard_after_forward {policy!r}: of FSDP, and sharding is {kind!r}")
     always = policy == "always" or (policy != "never" and shares is not None and shares.always)
     return Sharing(ranks=ranks, shares=shares, keeps=policy == "never", always=always, hosted=hosted)

@@ -18,6 +18,7 @@ from ...formats import Scheme, scheme, weights_nbytes
 from ...ledger import Item, Moment, ledger
 from ...parallel.sharded import SOURCE as SHARDED
 from ...parallel.sharded import Adds, Sharding, Unit
+from ...parallel.zero import Zero
 from ...sweep import Peak, Sweep, sweep
 from ...tape import Tape, Weight
 from ...timeline import timeline
@@ -25,6 +26,7 @@ from ...units import gib
 from ..job import Account, Job
 from ..lines import item_of_share
 from ..process import cublas
+from . import deepspeed
 from .adapters import check
 from .loading import loading
 from .objectives.passes import Beside, beside
@@ -47,16 +49,18 @@ def account(job: Job, framework: Framework) -> Account:
     tape = _tape(job, recipe)
     trained = list({id(weight): weight for weight in tape.weights if weight.trained and weight.kind != "buffer"}.values())
     form = _form(job, recipe)
-    sharding = _sharding(recipe, trained, any(weight.tied for weight in tape.weights))
+    sharding = _sharding(job, recipe, trained, any(weight.tied for weight in tape.weights))
     mine = [sharding.part(w) for w in tape.weights] if sharding else tape.weights
-    stepping = Stepping(job, recipe, [sharding.part(w) for w in trained] if sharding else trained)
+    zero = sharding if isinstance(sharding, Zero) else None
+    stepping = Stepping(job, recipe, sharding.stepped(trained) if sharding else trained, norm=zero.norm(trained) if zero else 0)
+    gradients = zero.held(trained) if zero and zero.stage < 3 else stepping.gradients
     root = sharding.root(tape.weights) if sharding else Unit()
     passes = _passes(tape, recipe, stepping, sharding, root)
     waits = sharding and recipe.passes > 1 and recipe.sharing.shares and not recipe.sharing.shares.synced
     waiting = sharding.waiting(passes[-1].runs, root) if sharding and waits else 0
-    worst = _pass_items(passes[-1], stepping.gradients, recipe.passes > 1 or stepping.adds, waiting)
+    worst = _pass_items(passes[-1], gradients, recipe.passes > 1 or stepping.adds, waiting)
     if waiting:
-        first = _pass_items(passes[0], stepping.gradients, False, 0)
+        first = _pass_items(passes[0], gradients, False, 0)
         worst = max(worst, first, key=lambda items: ledger(items).peak()[1])
     extra = beside(job, recipe, tape, passes[-1], form)
     items = [
@@ -64,7 +68,7 @@ def account(job: Job, framework: Framework) -> Account:
         *loading(tape, recipe),
         *stepping.items(),
         *worst,
-        *_shared(recipe, root, trained),
+        *(deepspeed.items(zero, tape.weights) if zero else _shared(recipe, root, trained)),
         *_scales(tape, recipe, form),
         *_workspaces(job),
         *framework.stays(tape, recipe),
@@ -89,7 +93,7 @@ def account(job: Job, framework: Framework) -> Account:
             "first_step": _first_step(items, stepping) - framework.context[0] - extra.outside,
             "load_peak": sum(item.nbytes for item in items if Moment.LOAD in item.alive and item.path[0] == "weights"),
         },
-        events=events if extra.timed else None,
+        events=events if extra.timed and not zero else None,
         outside=framework.context[0] + extra.outside,
         count=recipe.sharing.ranks,
         host=host,
@@ -119,10 +123,12 @@ def _tape(job: Job, recipe: Recipe) -> Tape:
     return tape
 
 
-def _sharding(recipe: Recipe, trained: Sequence[Weight], tied: bool) -> Sharding | None:
+def _sharding(job: Job, recipe: Recipe, trained: Sequence[Weight], tied: bool) -> Sharding | Zero | None:
     """How several GPUs share the weights, where they do. FSDP wants all that train to have one dtype."""
     if not recipe.sharing.shares:
         return None
+    if recipe.sharing.stage:
+        return deepspeed.zero(job, recipe.sharing)
     if recipe.adapters and recipe.adapters.base and recipe.adapters.base.eight:
         raise Unknown("quantization 'int8' with sharding 'fsdp': bitsandbytes' int8 weights are not shared out; choose nf4 or ddp")
     sizes = {(recipe.computed(weight), recipe.gradient(weight)) for weight in trained}
@@ -138,7 +144,7 @@ def _sharding(recipe: Recipe, trained: Sequence[Weight], tied: bool) -> Sharding
     return recipe.sharing.sharding(gathered, computed=computed, gradient=gradient, tied=tied)
 
 
-def _passes(tape: Tape, recipe: Recipe, stepping: Stepping, sharding: Sharding | None, root: Unit) -> list[Sweep]:
+def _passes(tape: Tape, recipe: Recipe, stepping: Stepping, sharding: Sharding | Zero | None, root: Unit) -> list[Sweep]:
     """The first pass of a step, and with accumulation one of those that add to its gradients."""
     kinds = (True,) if stepping.adds else (False, True) if recipe.passes > 1 else (False,)
     each = stepping.temporary_of if stepping.in_backward else None
@@ -156,7 +162,7 @@ def _passes(tape: Tape, recipe: Recipe, stepping: Stepping, sharding: Sharding |
                 tape,
                 gradient_itemsize=recipe.computed,
                 checkpointing=checkpointing,
-                accumulates=adds == "whole" and not sharding.flat and sharding.reduced == sharding.computed,
+                accumulates=sharding.accumulates(adds),
                 arrange=partial(sharding.arranged, root=root, adds=adds),
             )
         )
@@ -184,7 +190,13 @@ def _scales(tape: Tape, recipe: Recipe, form: Scheme) -> list[Item]:
 
 def _shared_packed(recipe: Recipe, weight: Weight) -> bool:
     """Whether several GPUs share the packed form of a weight."""
-    return bool(recipe.sharing.shares and recipe.adapters and weight.part != "adapters" and recipe.adapters.packed(weight))
+    return bool(
+        recipe.sharing.shares
+        and not recipe.sharing.stage
+        and recipe.adapters
+        and weight.part != "adapters"
+        and recipe.adapters.packed(weight)
+    )
 
 
 def _apart(items: Sequence[Item], sharing: Sharing) -> tuple[list[Item], list[Item]]:

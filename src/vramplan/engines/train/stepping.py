@@ -24,9 +24,9 @@ TRAINING = frozenset({Moment.FORWARD, Moment.LOSS, Moment.BACKWARD, Moment.STEP}
 class Stepping:
     """The optimizer of a recipe over its trained weights."""
 
-    def __init__(self, job: Job, recipe: Recipe, trained: Sequence[Weight]) -> None:
-        """Raises BadInput for choices that the optimizer does not have."""
-        self.recipe, self.trained = recipe, trained
+    def __init__(self, job: Job, recipe: Recipe, trained: Sequence[Weight], norm: int = 0) -> None:
+        """`norm`: bytes that the wrapper's own norm of gradients takes. Raises BadInput for choices that the optimizer does not have."""
+        self.recipe, self.trained, self.norm = recipe, trained, norm
         dtype = job.scenario.optimizer_dtype
         if dtype and {self.size(weight) for weight in trained} == {FLOATS.get(dtype)}:
             dtype = None  # the weights' own: no choice
@@ -87,7 +87,9 @@ class Stepping:
             return 0, ()
         made = self.optimizer.step(self.trained, self.size)
         if self.recipe.mixed.master:
-            most = self.recipe.framework.master.step(self.count, made.most)
+            master = self.recipe.framework.master
+            alone = [[weight] for weight in self.trained] if master.apart else [self.trained]
+            most = max(master.step(sum(w.numel for w in some), self.optimizer.step(some, self.size).most) for some in alone)
             return most, (most,)
         return made.most, made.blocks
 
@@ -126,10 +128,11 @@ class Stepping:
         ]
 
     def _step(self) -> Item:
+        master = self.recipe.framework.master
         taken, why, source = self.step()[0], "made and freed by the step", self.optimizer.source
-        clipped = clipping(self.trained, self.recipe.gradient) if self.recipe.framework.clips else 0
+        clipped = clipping(self.trained, self.recipe.gradient) if self.recipe.framework.clips else self.norm
         if clipped > taken:
-            taken, why, source = clipped, "norms of gradients, to clip them", CLIPPED
+            taken, why, source = clipped, "norms of gradients, to clip them", master.source if self.norm else CLIPPED
         return Item(path=("optimizer step",), nbytes=taken, alive=frozenset({Moment.STEP}), why=why, source=source)
 
     def remarks(self) -> list[str]:

@@ -1,8 +1,8 @@
 """transformers' Trainer (with PEFT, bitsandbytes and Accelerate): its defaults, kernels and losses.
 
 What earlier releases did is in `transformers_versions.py`. Dropout is that of the model's config, as in `model.train()`. Several
-GPUs share with DDP, or with FSDP2 as Accelerate 1.15 wraps a model (`utils/fsdp_utils.py` fsdp2_prepare_model). What it does not
-know: ZeRO, offloading of weights and states.
+GPUs share with DDP, with FSDP2 as Accelerate 1.15 wraps a model (`utils/fsdp_utils.py` fsdp2_prepare_model), or with DeepSpeed's
+ZeRO (`deepspeed.py`). What it does not know: offloading of weights and states under ZeRO.
 """
 
 from __future__ import annotations
@@ -110,7 +110,13 @@ TRAINER = Framework(
     kernel_sets=("native", "liger"),
     wide_embeddings=True,
     clips=True,
-    shares={"ddp": None, "fsdp": Shares(apart=True, autocast=True, reduced=2)},
+    shares={
+        "ddp": None,
+        "fsdp": Shares(apart=True, autocast=True, reduced=2),
+        "zero1": Shares(named="ZeRO-1", stage=1),
+        "zero2": Shares(named="ZeRO-2", stage=2, synced=True),
+        "zero3": Shares(named="ZeRO-3", stage=3, synced=True),
+    },
     methods=("full", *ADAPTERS),
     packed=("nf4", "fp4", "int8"),
     assumes=_assumes,

@@ -1,0 +1,158 @@
+"""A job as llama.cpp is started: what its flags come to, and where every weight is and every layer's cache.
+
+Two equal setups have equal weights, caches and buffers, so that what is made of one is made once. Source: llama.cpp 0.5.0
+`src/llama-context.cpp` (tokens, slots), `common/common.h` (defaults).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+
+from ..dim import Dim
+from ..errors import BadInput, Unknown
+from ..families import walk
+from ..formats.kv import GGML
+from ..scenario import MTP
+from ..sources.model import Model
+from ..tape import Kernels, Tape
+from ..units import GiB
+from .job import Job
+from .lines import kv_type
+from .llama_cpp_cache import Slots, slots
+from .llama_cpp_placement import Placement, placement
+from .llama_cpp_weights import Piece, pieces
+
+BATCH, UBATCH = 2048, 512
+"""Defaults of `n_batch`, which `n_ubatch` never exceeds, and of that: common.h."""
+OLLAMA_CONTEXTS = ((47 * GiB, 262144), (23 * GiB, 32768))
+"""From how much memory on Ollama's default context is longer than 4,096: Ollama 0.33.2 server/routes.go."""
+REFUSED = (
+    "tensor_parallel", "pipeline_parallel", "data_parallel", "context_parallel", "expert_parallel", "offload",
+)  # fmt: skip
+KERNELS = Kernels(
+    attention="flash", norm="fused", mlp="merged", rope="single", mla="absorbed", logits="all", frames="freed", recurrence="fused"
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setup:
+    """A pass of `tokens` tokens of a model whose weights have the format `weights`; slots, places, and the types of keys and values.
+
+    Of the tokens `outputs` give logits (0: all).
+    """
+
+    model: Model
+    weights: str
+    stored: bool
+    tokens: int
+    held: Slots
+    placed: Placement
+    kv: tuple[str, str]
+    flash: bool
+    kv_offload: bool
+    op_offload: bool
+    outputs: int
+    context: int
+    projector: bool
+    job: Job = field(compare=False, repr=False)
+
+    @property
+    def tape(self) -> Tape:
+        """The pass."""
+        return tape_of(self.model, self.tokens)
+
+    @property
+    def pieces(self) -> tuple[Piece, ...]:
+        """The weights by device."""
+        return pieces_of(self)
+
+    def cache_device(self, layer: int) -> int:
+        """Where a layer's cache is."""
+        return self.placed.layer(layer) if self.kv_offload else self.placed.host
+
+
+@lru_cache(maxsize=32)
+def tape_of(model: Model, tokens: int) -> Tape:
+    """A pass of so many tokens. What llama.cpp's graph is made of it does not depend on the tokens in the cache."""
+    return walk(Tape(Dim(1, "sequences"), Dim(tokens, "tokens"), 1, 4, KERNELS), model.config, model.id)
+
+
+@lru_cache(maxsize=64)
+def pieces_of(setup: Setup) -> tuple[Piece, ...]:
+    """The weights by device."""
+    return tuple(pieces(setup.job, setup.tape, setup.placed))
+
+
+def prepare(job: Job) -> Setup:
+    """Read the flags, as llama.cpp would refuse or round them."""
+    s = job.scenario
+    job.refuse(*REFUSED)
+    job.kv_types("fp16", "bf16", "fp32", *GGML)
+    if s.split_mode in ("row", "tensor"):
+        raise Unknown(f"split_mode {s.split_mode!r}: not estimated by this version; layer and none are")
+    flash = s.flash_attention is not False
+    kv = kv_type(s.kv_dtype, "k", "fp16"), kv_type(s.kv_dtype, "v", "fp16")
+    if not flash and kv[1] not in ("fp16", "bf16", "fp32"):
+        raise BadInput("kv_dtype: a quantised cache of values needs flash attention (-fa); llama.cpp refuses it without")
+    sequences = s.sequences or 1
+    context = s.context_length or default_context(job)  # beyond the model's own it warns, and goes on
+    ubatch = min(s.ubatch or UBATCH, s.logical_batch or BATCH, -(-context // 256) * 256)
+    held = slots(context, sequences, unified=bool(s.kv_unified), ubatch=ubatch, swa_full=bool(s.swa_full), padded_values=not flash)
+    ubatch = min(ubatch, held.cells * held.streams)
+    tokens = -(-ubatch // sequences) * sequences
+    layers = 1 + max((max(w.layers) for w in tape_of(job.model, tokens).weights if w.layers and not w.tower), default=0)
+    return Setup(
+        model=job.model,
+        weights=job.scheme.name,
+        stored=job.stored,
+        tokens=tokens,
+        held=replace(held, ubatch=ubatch),
+        placed=placement(s, layers, s.gpu_count or len(s.tensor_split or ()) or 1),
+        kv=kv,
+        flash=flash,
+        kv_offload=s.kv_offload is not False,
+        op_offload=s.op_offload is not False,
+        outputs=s.outputs or 0,
+        context=context,
+        projector=bool(s.mmproj),
+        job=job,
+    )
+
+
+def default_context(job: Job) -> int:
+    """Tokens where none are asked for: the model's own; of Ollama by the memory of all GPUs, for each of its slots.
+
+    Source: Ollama 0.33.2 `server/routes.go` (defaultNumCtx), `llm/llama_server.go` (-c is NumCtx times the slots).
+    """
+    own = job.model.context_length or 4096
+    if job.scenario.program != "ollama" or job.gpu is None:
+        return own
+    memory = job.gpu.capacity * (job.scenario.gpu_count or 1)
+    tier = next((tokens for least, tokens in OLLAMA_CONTEXTS if memory >= least), 4096)
+    return min(tier, own) * (job.scenario.sequences or 1)
+
+
+def drafting(setup: Setup) -> Setup | None:
+    """The draft model beside it: all its layers on the GPUs, a cache of as many tokens in fp16, logits of one token in each slot.
+
+    Source: `common/speculative.cpp`, common_base_params_to_speculative. Raises Unknown for drafts that are no model of their own.
+    """
+    job, s = setup.job, setup.job.scenario
+    if job.draft is None:
+        if s.draft_model == MTP:
+            raise Unknown("draft_model mtp: not estimated for engine 'llama.cpp' by this version; a model of its own is")
+        return None
+    scenario = replace(
+        s,
+        weights=None if job.draft.gguf else s.weights,
+        context_length=setup.held.cells * setup.held.streams,
+        outputs=setup.held.sequences,
+        gpu_layers=None,
+        cpu_moe_layers=None,
+        override_tensor=None,
+        kv_dtype=None,
+        draft_model=None,
+        mmproj=None,
+    )
+    return prepare(replace(job, scenario=scenario, model=job.draft, draft=None, scheme=job.draft_scheme or job.scheme))

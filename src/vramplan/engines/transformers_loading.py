@@ -1,0 +1,95 @@
+"""How transformers loads weights: what stays packed, what is unpacked for want of a kernel, what loading takes beside them.
+
+What it does not know: the loaders' own buffers (AWQ and GPTQ kernels repack some), and weights that are kept in two layouts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ..formats import Scheme
+from ..formats import scheme as named_scheme
+from ..ledger import Item
+from ..methods import Frozen
+from ..ops.packed import Packed
+from ..tape import Method, Tape
+from .job import Job
+from .train.loading import being_loaded
+
+BITSANDBYTES = ("nf4", "fp4", "int8")
+NEEDS = {
+    "mxfp4": ((7, 5), "transformers 5.23 quantizers/quantizer_mxfp4.py, validate_environment"),
+    "fp8": ((8, 9), "transformers 5.23 quantizers/quantizer_finegrained_fp8.py, validate_environment"),
+}
+"""Compute capability below which a checkpoint of this format is unpacked to 16 bits."""
+KERNELS = "MXFP4 stays packed: needs triton and the package kernels, without which it is unpacked to bf16 (weights bf16)"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loading:
+    """`scheme`: which format each weight has on the GPU; `packed`: how products with bitsandbytes' run; `stacked`: experts are one."""
+
+    scheme: Scheme
+    packed: Packed | None
+    stacked: bool
+    itemsize: int
+    assumed: tuple[str, ...] = ()
+
+    @property
+    def method(self) -> Method | None:
+        """What the tape asks of its linear layers."""
+        return Frozen(base=self.packed) if self.packed else None
+
+    def items(self, tape: Tape) -> list[Item]:
+        """What loading takes."""
+        method = self.method
+        converted = [w for w in tape.weights if (self.stacked and w.kind == "experts") or (method and method.packed(w))]
+        return [being_loaded(converted, self.itemsize)]
+
+    def copies_experts(self, tape: Tape) -> bool:
+        """Whether the decode copies the chosen experts' matrices: plain ones (`ops/moe_batched.py`), others have kernels of their own."""
+        experts = [w for w in tape.weights if w.kind == "experts" and len(w.shape) == 2]
+        return bool(experts) and not any(self.scheme.format_of(w, w.layers[0] if w.layers else None).extras for w in experts)
+
+
+def loading(job: Job, *, stacked: bool) -> Loading:
+    """How the release at hand loads the job's weights; it is `stacked` experts that bitsandbytes leaves in 16 bits."""
+    name = job.scheme.name.lower()
+    base, *options = name.split("-")
+    own = _own(job) if job.scenario.weights is None else {}
+    if base in BITSANDBYTES:
+        scheme = named_scheme(name + "-stacked", dtype=job.model.dtype) if stacked else job.scheme
+        packed = _packed(job, base, double="double" in options, head="head" in options)
+        return Loading(scheme=scheme, packed=packed, stacked=stacked, itemsize=job.itemsize)
+    if base == "bitsandbytes":
+        kind = str(own.get("bnb_4bit_quant_type", "fp4")) if own.get("load_in_4bit") else "int8"
+        packed = _packed(job, kind, double=bool(own.get("bnb_4bit_use_double_quant")), head=False)
+        return Loading(scheme=job.scheme, packed=packed, stacked=stacked, itemsize=job.itemsize)
+    unpacked = _unpacked(job, base)
+    if unpacked:
+        scheme = named_scheme(job.model.dtype, dtype=job.model.dtype)
+        return Loading(scheme=scheme, packed=None, stacked=stacked, itemsize=job.itemsize, assumed=(unpacked,))
+    assumed = (KERNELS,) if base == "mxfp4" else ()
+    return Loading(scheme=job.scheme, packed=None, stacked=stacked and base != "mxfp4", itemsize=job.itemsize, assumed=assumed)
+
+
+def _packed(job: Job, kind: str, *, double: bool, head: bool) -> Packed:
+    return Packed(kind=kind, compute=job.itemsize, double=double, half=job.dtype == "fp16", head=head)
+
+
+def _own(job: Job) -> dict[str, Any]:
+    """The checkpoint's own `quantization_config`."""
+    found = job.model.config.get("quantization_config")
+    return found if isinstance(found, dict) else {}
+
+
+def _unpacked(job: Job, base: str) -> str:
+    """Why a checkpoint's format is unpacked to 16 bits on this GPU; nothing where it is not."""
+    if base not in NEEDS or job.gpu is None or job.gpu.compute_capability is None:
+        return ""
+    least, source = NEEDS[base]
+    major, _, minor = job.gpu.compute_capability.partition(".")
+    if (int(major), int(minor or 0)) >= least:
+        return ""
+    return f"{base} is unpacked to {job.model.dtype}: its kernels need compute capability {least[0]}.{least[1]} ({source})"
