@@ -24,4 +24,4 @@ def being_loaded(converted: Iterable[Weight], itemsize: int) -> Item:
     """
     largest = max((weight.numel // weight.repeats * itemsize for weight in converted), default=0)
     why = "the largest matrix that is converted on the way"
-    return Item(path=("weights", "being loaded"), nbytes=largest, alive=frozenset({Moment.LOAD}), why=why, source=SOURCE)
+    return Item(path=("load", "being converted"), nbytes=largest, alive=frozenset({Moment.LOAD}), why=why, source=SOURCE)

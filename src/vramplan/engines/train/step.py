@@ -38,7 +38,7 @@ LOADED = TRAINING | {Moment.LOAD}
 PACKED_BYTES = 0.5
 """Of an element of a 4-bit weight, which FSDP gathers as it is packed; scales are whole on every rank."""
 HOSTED = ("weights", "gradients", "optimizer states", "optimizer step")
-STAYS = (("scales",), ("being loaded",), ("rotary tables",), ("embedding replaced",))
+STAYS = (("scales",), ("rotary tables",), ("embedding replaced",))
 """What FSDP's CPU offload has in host memory, and what stays on the GPU though it is listed with the weights."""
 SWEPT = "the sweep of the tape, as torch's autograd engine runs it"
 
@@ -91,7 +91,7 @@ def account(job: Job, framework: Framework) -> Account:
             "peak_allocated": peak - framework.context[0] - extra.outside,
             "process": peak,
             "first_step": _first_step(items, stepping) - framework.context[0] - extra.outside,
-            "load_peak": sum(item.nbytes for item in items if Moment.LOAD in item.alive and item.path[0] == "weights"),
+            "load_peak": sum(item.nbytes for item in items if Moment.LOAD in item.alive and item.path[0] in ("weights", "load")),
         },
         events=events if extra.timed and not zero else None,
         outside=framework.context[0] + extra.outside,
