@@ -305,11 +305,11 @@ def _events(
             resident += each(weight, weight.numel * recipe.size(weight))
         else:
             resident += [block for share in weights_nbytes([weight], form) for block in each(weight, share.nbytes)] * (1 + extra.copies)
-    workspaces = [item.nbytes // 2 for item in _workspaces(job)] * 2
+    workspace = sum(item.nbytes for item in _workspaces(job)) // 2
     stays = [item.nbytes for item in recipe.framework.stays(tape, recipe) if item.alive >= TRAINING]
-    resident += [*stepping.resident(), *workspaces, *stays, *(item.nbytes for item in _scales(tape, recipe, form))]
+    resident += [*stepping.resident(), *stays, *(item.nbytes for item in _scales(tape, recipe, form))]
     states, step = ((), ()) if recipe.sharing.hosted else (stepping.states(), stepping.step()[1])
-    return timeline(resident, passes, states=states, step=step, between=extra.between)
+    return timeline(resident, passes, states=states, step=step, between=extra.between, workspaces=(workspace, workspace))
 
 
 def _filled(recipe: Recipe) -> dict[str, object]:
@@ -335,6 +335,8 @@ def _assumptions(recipe: Recipe, tape: Tape) -> list[str]:
         lines += adapters.assumptions(tape.weights)
     lines += recipe.framework.assumes(recipe)
     lines += recipe.sharing.assumptions(packed=bool(adapters and adapters.base))
+    if tape.kernels.recurrence == "composed" and any(cache.side == "state" for cache in tape.caches):
+        lines.append("delta rules and scans by torch's own operators: flash-linear-attention and mamba-ssm are not installed")
     lines.append("all sequences as long as the longest")
     return lines + recipe.images.said(tape)
 
