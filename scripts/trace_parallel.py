@@ -57,20 +57,13 @@ def cases() -> Iterator[dict[str, Any]]:
 
 
 def settings(asked: dict[str, Any]) -> Any:
-    """torchtitan's configuration, as far as its parallelize_llama reads it."""
-    from torchtitan.config.job_config import ActivationCheckpoint, Compile, Parallelism, Training
+    """torchtitan's configuration."""
+    from torchtitan.config.job_config import JobConfig
 
-    job = types.SimpleNamespace(dump_folder="")
-    checkpointing = ActivationCheckpoint(mode=asked["checkpointing"], selective_ac_option="op")
-    training = Training(seq_len=asked["sequence_length"], local_batch_size=asked["micro_batch"])
-    return types.SimpleNamespace(
-        job=job,
-        training=training,
-        parallelism=Parallelism(),
-        activation_checkpoint=checkpointing,
-        compile=Compile(),
-        model=types.SimpleNamespace(converters=[]),
-    )
+    job = JobConfig()
+    job.activation_checkpoint.mode, job.activation_checkpoint.selective_ac_option = asked["checkpointing"], "op"
+    job.training.seq_len, job.training.local_batch_size = asked["sequence_length"], asked["micro_batch"]
+    return job
 
 
 def built(asked: dict[str, Any]) -> Any:
@@ -99,7 +92,7 @@ def trace(asked: dict[str, Any]) -> Any:
 
     sys.meta_path.insert(0, Finder())  # Triton that does nothing
     sys.modules["torch.utils.tensorboard"] = types.SimpleNamespace(SummaryWriter=None)  # type: ignore[assignment]
-    from torchtitan.distributed import ParallelDims
+    import torchtitan.distributed.parallel_dims as parallel_dims
     from torchtitan.distributed.context_parallel import prepare_context_parallel_input
     from torchtitan.models.llama3.infra.parallelize import parallelize_llama
 
@@ -115,7 +108,8 @@ def trace(asked: dict[str, Any]) -> Any:
 
     ranks, tp, cp = asked["gpu_count"], asked.get("tensor_parallel", 1), asked.get("context_parallel", 1)
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=ranks)
-    dims = ParallelDims(dp_replicate=1, dp_shard=ranks // (cp * tp), cp=cp, tp=tp, pp=1, ep=1, etp=1, world_size=ranks)
+    parallel_dims.device_type = "cpu"
+    dims = parallel_dims.ParallelDims(dp_replicate=1, dp_shard=ranks // (cp * tp), cp=cp, tp=tp, pp=1, ep=1, etp=1, world_size=ranks)
     dims.build_mesh()
     Recorder.__torch_dispatch__ = local  # type: ignore[method-assign]
     with on_gpu(*DEFAULT_GPU) as recorder:

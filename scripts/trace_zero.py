@@ -48,6 +48,7 @@ CASES: tuple[tuple[str, str, int, int, dict[str, Any]], ...] = (
     ("allenai/OLMoE-1B-7B-0924", "zero3", 8, 0, LONG),
     (QWEN, "zero3", 8, 0, {"checkpointing": "full", "optimizer": "adamw"}),
     (QWEN, "zero2", 8, 0, {"checkpointing": "full", "optimizer": "sgd"}),
+    (QWEN, "zero2", 8, 2, {"checkpointing": "full", "optimizer": "sgd"}),
     (LARGE, "zero3", 2, 0, {"checkpointing": "full"}),
 )
 

@@ -81,8 +81,8 @@ def test_a_rank_holds_its_part_and_what_it_touches(shapes: list[tuple[int, int, 
 
 
 def test_stage_3_steps_a_sub_group_at_a_time() -> None:
-    large = Weight(name="w", kind="linear", part="mlp", shape=(5 * GROUP, 1))
-    assert [w.numel for w in Zero(stage=3, ranks=2, bucket=1, small=0).stepped([large])] == [GROUP, GROUP, GROUP // 2]
+    layers = Weight(name="w", kind="linear", part="mlp", shape=(GROUP // 10 * 8, 1), layers=tuple(range(5)))
+    assert [w.numel for w in Zero(stage=3, ranks=2, bucket=1, small=0).stepped([layers])] == [GROUP // 10 * 12, GROUP // 10 * 8]
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -127,6 +127,7 @@ def test_bf16_is_one_under_deepspeed() -> None:
         ({"sharding": "zero1", "method": "lora", "lora": {"dtype": "fp32"}}, BadInput, "leave it out"),
         ({"sharding": "zero1", "objective": "dpo"}, Unknown, "choose ddp or fsdp"),
         ({"sharding": "zero2", "method": "qlora", "kbit_preparation": True}, BadInput, "leave it out"),
+        ({"sharding": "zero2", "ema": True}, Unknown, "choose ddp or fsdp"),
         ({"sharding": "zero2", "engine": "litgpt"}, Unknown, "estimated for engine 'litgpt'"),
     ],
 )

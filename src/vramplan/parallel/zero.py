@@ -31,7 +31,7 @@ SOURCES = {
 LIVE = 10**9
 """Elements of weights that may be whole before another is gathered ahead (`stage3_max_live_parameters`, zero/config.py)."""
 GROUP = 10**9
-"""Elements of a rank's part that stage 3 steps at a time (`sub_group_size`, zero/config.py)."""
+"""Elements of a rank's part from which on stage 3 steps what it has so far, weight by weight (`sub_group_size`, zero/config.py)."""
 ITEM = 2
 """Bytes of an element of a weight and of its gradient."""
 NORM = 8
@@ -61,10 +61,14 @@ class Zero:
         if self.stage < 3:
             yield 2 * -(-sum(weight.numel for weight in weights) // (2 * self.ranks))
             return
-        left = sum(self.part(weight).numel for weight in weights)
-        while left > 0:
-            yield min(left, GROUP)
-            left -= GROUP
+        group = 0
+        for elements in _in_order(weights):
+            group += -(-elements // self.ranks)
+            if group >= GROUP:
+                yield group
+                group = 0
+        if group:
+            yield group
 
     def held(self, trained: Iterable[Weight]) -> int:
         """Bytes of the gradients of a rank's part at most: under stages 1 and 2 of all weights that lie in it, be it with one element."""

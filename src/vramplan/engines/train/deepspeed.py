@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...errors import BadInput, Unknown
 from ...ledger import Item, Moment
+from ...methods import packed_as
 from ...optimizers.master import ZERO, ZERO_3
 from ...parallel.zero import ITEM, SOURCES, Zero
 from ...tape import Weight
@@ -34,7 +35,9 @@ def wrapped(job: Job, framework: Framework, sharing: Sharing) -> Framework:
     s, stage = job.scenario, sharing.stage
     if s.objective not in (None, "sft"):
         raise Unknown(f"objective {s.objective!r} with sharding 'zero{stage}': estimated for plain training; choose ddp or fsdp")
-    if stage == 3 and (s.method == "qlora" or s.quantization):
+    if s.ema:
+        raise Unknown(f"ema with sharding 'zero{stage}': who averages flat parts is not known; leave it out, or choose ddp or fsdp")
+    if stage == 3 and packed_as(s.method or "full", s.quantization):
         raise Unknown("sharding 'zero3' with packed weights: DeepSpeed does not share out what is not a float; choose zero2 or fsdp")
     if s.kbit_preparation:
         raise BadInput(f"kbit_preparation with sharding 'zero{stage}': DeepSpeed casts what it made fp32 back to bf16; leave it out")
