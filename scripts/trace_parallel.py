@@ -1,8 +1,8 @@
-"""Trace training steps of torchtitan's Llama 3 over several GPUs on a fake process group, and write the first rank's peaks.
+"""Trace training steps of torchtitan's Llama 3 over several GPUs on a fake process group, and write the last rank's peaks.
 
 `python scripts/trace_parallel.py data/traced/parallel.jsonl` appends the cases that the file lacks (extra `trace`, torchtitan 0.2.2). No GPU,
 no network: collectives of torch's `fake` backend do nothing, and tensors are fake. torchtitan's own parallelize_llama splits the model
-(tensor, sequence, loss and context parallelism, checkpointing, FSDP2), and each step is that of its trainer.
+(context parallelism, checkpointing, FSDP2), and each step is that of its trainer.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import sys
 import types
 from collections.abc import Iterator
-from contextlib import nullcontext
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,22 +21,16 @@ TINY, LLAMA = "TinyLlama/TinyLlama-1.1B-Chat-v1.0", "meta-llama/Llama-3.1-8B"
 CASES: tuple[dict[str, Any], ...] = (
     {"model": TINY, "gpu_count": 2},
     {"model": TINY, "gpu_count": 2, "checkpointing": "none"},
-    {"model": TINY, "gpu_count": 4, "tensor_parallel": 2},
-    {"model": TINY, "gpu_count": 4, "tensor_parallel": 2, "checkpointing": "none", "micro_batch": 2},
-    {"model": TINY, "gpu_count": 8, "tensor_parallel": 4, "checkpointing": "full", "micro_batch": 4},
-    {"model": TINY, "gpu_count": 8, "tensor_parallel": 2, "micro_batch": 8},
-    {"model": TINY, "gpu_count": 64, "tensor_parallel": 4, "checkpointing": "full"},
-    {"model": LLAMA, "gpu_count": 16, "tensor_parallel": 8, "sequence_length": 8192},
-    {"model": LLAMA, "gpu_count": 64, "tensor_parallel": 2, "sequence_length": 8192, "checkpointing": "full"},
-    {"model": LLAMA, "gpu_count": 32, "tensor_parallel": 4, "sequence_length": 4096, "checkpointing": "none"},
     {"model": TINY, "gpu_count": 2, "context_parallel": 2},
     {"model": TINY, "gpu_count": 4, "context_parallel": 2, "checkpointing": "none", "micro_batch": 2},
+    {"model": TINY, "gpu_count": 4, "context_parallel": 4, "micro_batch": 8},
     {"model": TINY, "gpu_count": 8, "context_parallel": 4, "checkpointing": "full", "micro_batch": 4},
-    {"model": TINY, "gpu_count": 8, "context_parallel": 8, "sequence_length": 16384, "checkpointing": "full"},
+    {"model": TINY, "gpu_count": 64, "context_parallel": 8, "checkpointing": "none", "micro_batch": 16},
     {"model": LLAMA, "gpu_count": 8, "context_parallel": 8, "sequence_length": 131072, "checkpointing": "full"},
     {"model": LLAMA, "gpu_count": 8, "context_parallel": 2, "sequence_length": 8192},
-    {"model": TINY, "gpu_count": 8, "tensor_parallel": 2, "context_parallel": 2, "micro_batch": 2},
-    {"model": LLAMA, "gpu_count": 64, "tensor_parallel": 8, "context_parallel": 4, "sequence_length": 65536, "checkpointing": "full"},
+    {"model": LLAMA, "gpu_count": 32, "context_parallel": 4, "sequence_length": 65536},
+    {"model": LLAMA, "gpu_count": 16, "context_parallel": 2, "sequence_length": 4096, "checkpointing": "none"},
+    {"model": LLAMA, "gpu_count": 256, "context_parallel": 16, "sequence_length": 131072, "checkpointing": "full", "micro_batch": 2},
 )
 DEFAULTS: dict[str, Any] = {
     "task": "train",
@@ -83,7 +76,7 @@ def built(asked: dict[str, Any]) -> Any:
 
 
 def trace(asked: dict[str, Any]) -> Any:
-    """Two steps of rank 0."""
+    """Two steps of the last rank, which in context parallelism merges whole parts."""
     import torch
     import torch.distributed as dist
     from torch.distributed.tensor import DTensor
@@ -106,10 +99,10 @@ def trace(asked: dict[str, Any]) -> Any:
         """DTensors first take their operators apart into those of their parts."""
         return NotImplemented if any(issubclass(kind, DTensor) for kind in types) else own(self, func, types, args, kwargs)
 
-    ranks, tp, cp = asked["gpu_count"], asked.get("tensor_parallel", 1), asked.get("context_parallel", 1)
-    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=ranks)
+    ranks, cp = asked["gpu_count"], asked.get("context_parallel", 1)
+    dist.init_process_group("fake", store=FakeStore(), rank=ranks - 1, world_size=ranks)
     parallel_dims.device_type = "cpu"
-    dims = parallel_dims.ParallelDims(dp_replicate=1, dp_shard=ranks // (cp * tp), cp=cp, tp=tp, pp=1, ep=1, etp=1, world_size=ranks)
+    dims = parallel_dims.ParallelDims(dp_replicate=1, dp_shard=ranks // cp, cp=cp, tp=1, pp=1, ep=1, etp=1, world_size=ranks)
     dims.build_mesh()
     Recorder.__torch_dispatch__ = local  # type: ignore[method-assign]
     with on_gpu(*DEFAULT_GPU) as recorder:
@@ -133,16 +126,16 @@ def trace(asked: dict[str, Any]) -> Any:
                 labels, more = torch.zeros_like(ids), {}
                 if cp > 1:
                     ids, labels, more = prepare_context_parallel_input(ids, labels, {}, dims.get_mesh("cp"), torch.device("cpu"))
-                with torch.distributed.tensor.parallel.loss_parallel() if tp > 1 else nullcontext():
-                    logits = model(ids, **more)
-                    recorder.mark("loss")
-                    loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(0, 1), reduction="sum") / 1.0
-                    del logits
-                    recorder.mark("backward")
-                    loss.backward()
+                logits = model(ids, **more)
+                loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(0, 1), reduction="sum") / 1.0
+                del logits
+                recorder.mark("backward")
+                loss.backward()
                 recorder.mark("step")
                 stepper.step()
-                recorder.label((x.to_local() for s in stepper.state.values() for x in s.values() if hasattr(x, "to_local")), "optimizer states")
+                states = [x for state in stepper.state.values() for x in state.values()]
+                recorder.label((x.to_local() if isinstance(x, DTensor) else x for x in states), "optimizer states")
+                del states
                 stepper.zero_grad()
                 recorder.step += 1
         recorder.paused = True

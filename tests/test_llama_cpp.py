@@ -103,7 +103,7 @@ def test_the_process_is_the_sum_of_all() -> None:
     assert 4 * GiB < q["weights"] < 5 * GiB
 
 
-@pytest.mark.parametrize(("key", "value"), [("tensor_parallel", 2), ("split_mode", "row"), ("draft_model", "mtp")])
+@pytest.mark.parametrize(("key", "value"), [("tensor_parallel", 2), ("split_mode", "tensor"), ("draft_model", "mtp")])
 def test_what_it_does_not_know_is_refused(key: str, value: object) -> None:
     with pytest.raises(Unknown, match=key):
         llama_cpp(**{key: value})
@@ -114,6 +114,7 @@ def test_what_it_does_not_know_is_refused(key: str, value: object) -> None:
     [
         ({"kv_dtype": "q8_0", "flash_attention": False}, "needs flash attention"),
         ({"mmproj": True}, "has no tower for images or sound"),
+        ({"split_mode": "row"}, 'llama.cpp 0.5.0 stops with "device does not support split buffers"'),
         ({"kv_dtype": "q3_k"}, "cache type 'q3_k' is not known"),
         ({"tensor_split": [1, 1], "gpu_count": 1}, "2 shares for 1 GPUs"),
         ({"tensor_split": [0, 0]}, "one must be more than 0"),
@@ -171,9 +172,60 @@ def test_what_would_fit_is_told_as_flags() -> None:
     assert any("--n-cpu-moe" in text for text in moe.remarks)
 
 
-@pytest.mark.parametrize("name", ["ollama", "lm-studio", "koboldcpp"])
+@pytest.mark.parametrize("more", [{"gpu": "b580"}, {"gpu": None}, {"engine_version": "0.4.0"}])
+def test_rows_that_a_backend_may_split_are_not_known(more: dict[str, Any]) -> None:
+    with pytest.raises(Unknown, match="split_mode 'row'"):
+        llama_cpp(split_mode="row", **more)
+
+
+def test_another_split_that_fits_is_told() -> None:
+    """81 layers of 70B, 3 to 1, are 30.5 GiB on the first GPU; what is told fits, and one layer more on either GPU does not."""
+    keys: dict[str, Any] = {"model": "meta-llama/Llama-3.1-70B", "context_length": 4096, "gpu": None, "gpu_memory": "21GiB", "gpu_count": 2}
+    [told] = [text for text in llama_cpp(tensor_split=[3, 1], **keys).remarks if "-ts" in text]
+    first, second = (int(n) for n in told.removeprefix("fits with -ts ").partition(":")[0].split(","))
+    assert first + second == 81
+    assert llama_cpp(tensor_split=[first, second], **keys).fits
+    assert not any("-ts" in text for text in llama_cpp(**{**keys, "gpu_memory": "20GiB"}).remarks)
+
+
+@pytest.mark.parametrize(
+    ("gpu", "room"),
+    [("m3 max 64gb", 64 * GiB * 74 // 100), ("m3-max 128gb", 128 * GiB * 84 // 100), ("strix-halo", 63968 * MiB)],
+)
+def test_the_room_on_unified_memory_is_what_the_driver_lends(gpu: str, room: int) -> None:
+    """recommendedMaxWorkingSetSize on Apple GPUs; no CUDA context there."""
+    answer = llama_cpp(gpu=gpu)
+    assert answer.room == room
+    assert answer.ledger.total("cuda context") == (0 if "m3" in gpu else 300 * MiB)
+
+
+def test_unified_memory_is_one_pool() -> None:
+    """What is on the host is missing on the GPU: DGX Spark has 119.7 GiB for both, of which half the layers of Qwen3-235B take a part."""
+    answer = llama_cpp("Qwen/Qwen3-235B-A22B", weights="Q3_K_M", gpu="dgx-spark", gpu_layers=47)
+    assert answer.room == 128501256192 - answer.host.peak()[1]
+    assert answer.host.peak()[1] > 40 * GiB
+    assert any("share 120 GiB" in text for text in answer.remarks)
+    apart = llama_cpp("Qwen/Qwen3-235B-A22B", weights="Q3_K_M", gpu="h100", gpu_layers=47)
+    assert apart.room == llama_cpp(gpu="h100").room
+
+
+@pytest.mark.parametrize("name", ["ollama", "lm-studio"])
 def test_programs_that_run_it(name: str) -> None:
     assert llama_cpp(engine=name).peak == llama_cpp().peak
+
+
+def test_koboldcpp_has_defaults_of_its_own() -> None:
+    """8,192 tokens and 128 more, padded, in one cache; windows at full size: 34 layers × 4,096 B; --useswa makes them small."""
+    model = "google/gemma-3-4b-it"
+    assert kv(model, engine="koboldcpp", context_length=None, sequences=2) == 34 * 8448 * 4096
+    assert kv(model, engine="koboldcpp", swa_full=False) == 5 * 8448 * 4096 + 29 * 1536 * 4096
+    assert llama_cpp(engine="koboldcpp", context_length=None).scenario.context_length == 8192
+    assert llama_cpp(engine="koboldcpp", ubatch=1024).scenario.ubatch == 1024
+
+
+def test_lm_studio_s_defaults_are_not_known() -> None:
+    assert any("LM Studio's own defaults are not known" in text for text in llama_cpp(engine="lm-studio").remarks)
+    assert not llama_cpp(engine="lm-studio", flash_attention=True).remarks
 
 
 @pytest.mark.parametrize("layers", [-1, 33, 99])

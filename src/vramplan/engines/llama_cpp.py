@@ -8,27 +8,29 @@ projectors' buffers, MTP drafts.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache
 
+from ..catalog.gpus import Gpu
 from ..errors import BadInput, Unknown
 from ..formats import weights_nbytes
 from ..ledger import Item
 from ..scenario import Scenario
-from ..units import MiB
+from ..units import GiB, MiB
 from .job import Account, Device, Job
 from .lines import SERVING, cache_items, item_of_share
 from .llama_cpp_advice import advice
 from .llama_cpp_cache import some_layers
 from .llama_cpp_compute import compute_buffers
+from .llama_cpp_programs import program_remarks
 from .llama_cpp_setup import Setup, drafting, prepare
 from .llama_cpp_weights import names_of, weight_lines
 
 NAMES = ("llama.cpp",)
 ABOUT = (
     "GPUs and host with -ngl, -ts, -ot, --n-cpu-moe; KV by type, slots, windows, states; compute buffers; drafts, projectors' weights; "
-    "also for ollama (with its own context), LM Studio and KoboldCpp, which run it; not: -sm row, projectors' buffers, a backend's pools"
+    "also for ollama and koboldcpp with their own defaults, and LM Studio; not: -sm row and tensor, projectors' buffers, a backend's pools"
 )
 VERSION = "0.5.0"
 
@@ -43,10 +45,10 @@ def account(job: Job) -> Account:
     draft = drafting(setup)
     gpus = setup.placed.gpus
     devices = [device_items(setup, draft, i) for i in range(gpus)]
-    room = job.gpu.usable if job.gpu else None
     totals = [sum(item.nbytes for item in items) for items in devices]
     worst = max(range(gpus), key=lambda i: totals[i], default=0)
     below = shared_items(setup, draft, gpus)
+    room = room_on(job.gpu, below)
     items = devices[worst] if devices else below
     others = [Device(rank=i, gpu=job.gpu, room=room, items=found) for i, found in enumerate(devices) if i != worst]
     return Account(
@@ -69,20 +71,34 @@ def account(job: Job) -> Account:
             "process": sum(item.nbytes for item in items),
         },
         assumptions=assumptions(setup),
-        remarks=[*unmatched(setup), *remarks(setup)],
+        remarks=[*program_remarks(s), *unmatched(setup), *remarks(setup, room)],
         advice=lambda: would_fit(setup, max(totals, default=0), room),
     )
 
 
-def remarks(setup: Setup) -> list[str]:
-    """What llama.cpp warns of, and what is not counted."""
-    own = setup.model.context_length
+def remarks(setup: Setup, room: int | None) -> list[str]:
+    """What llama.cpp warns of, what is not counted, and where the processor leaves a GPU less `room` than it could take."""
+    own, gpu = setup.model.context_length, setup.job.gpu
     found = []
     if own and setup.job.scenario.context_length and setup.held.cells > own:
         found.append(f"-c {setup.context:,} is beyond the model's own {own:,} tokens: llama.cpp warns, and takes the memory")
     if setup.job.scenario.mmproj:
         found.append("the projector's own compute buffer, which grows with the image, is not counted")
+    if gpu is not None and room is not None and room < gpu.usable:
+        found.append(f"processor and GPU share {gpu.capacity / GiB:.0f} GiB: what is in host memory leaves {room / GiB:.2f} GiB")
     return found
+
+
+def room_on(gpu: Gpu | None, host: Sequence[Item]) -> int | None:
+    """Bytes that a GPU has for llama.cpp: of memory that it shares with the processor, no more than what is on the `host` leaves.
+
+    On Apple GPUs `usable` is recommendedMaxWorkingSetSize, which the Metal backend reports as the device's memory
+    (`ggml/src/ggml-metal/ggml-metal-device.m`, ggml_metal_device_get_memory).
+    """
+    if gpu is None:
+        return None
+    left = gpu.capacity - sum(item.nbytes for item in host)
+    return max(min(gpu.usable, left), 0) if gpu.unified else gpu.usable
 
 
 def would_fit(setup: Setup, total: int, room: int | None) -> list[str]:
@@ -91,13 +107,14 @@ def would_fit(setup: Setup, total: int, room: int | None) -> list[str]:
     if room is None or total <= room:
         return []
 
-    def fits(other: Scenario, graph: bool) -> bool:
+    def missing(other: Scenario, graph: bool) -> list[int]:
         made = prepare(replace(job, scenario=other))
-        draft = drafting(made)
-        return all(sum(i.nbytes for i in device_items(made, draft, d, graph=graph)) <= room for d in range(made.placed.gpus))
+        draft, gpus = drafting(made), made.placed.gpus
+        there = room_on(job.gpu, shared_items(made, draft, gpus, graph=graph)) or 0
+        return [sum(i.nbytes for i in device_items(made, draft, d, graph=graph)) - there for d in range(gpus)]
 
     moe = any(weight.kind == "experts" for weight in setup.tape.weights)
-    return list(advice(s, fits, layers=setup.placed.layers, context=setup.context, moe=moe))
+    return list(advice(s, missing, where=setup.placed, context=setup.context, moe=moe))
 
 
 def unmatched(setup: Setup) -> list[str]:
@@ -129,7 +146,9 @@ def cache_lines(setup: Setup, device: int) -> Iterator[Item]:
 
 
 def device_items(setup: Setup, draft: Setup | None, device: int, *, graph: bool = True) -> list[Item]:
-    """Everything on one GPU, with or without (not `graph`) what the graphs take."""
+    """Everything on one GPU, with or without (not `graph`) what the graphs take. What Metal takes beside them is not known."""
+    if setup.job.gpu is not None and setup.job.gpu.vendor == "apple":
+        return shared_items(setup, draft, device, graph=graph)
     context = Item(path=("cuda context",), nbytes=CUDA_CONTEXT, alive=SERVING, why="one process", source="pytorch #107667")
     return [*shared_items(setup, draft, device, graph=graph), context]
 

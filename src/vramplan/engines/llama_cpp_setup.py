@@ -16,17 +16,15 @@ from ..formats.kv import GGML
 from ..scenario import MTP
 from ..sources.model import Model
 from ..tape import Kernels, Tape
-from ..units import GiB
 from .job import Job
 from .lines import kv_type
 from .llama_cpp_cache import Slots, slots
 from .llama_cpp_placement import Placement, placement
+from .llama_cpp_programs import default_context, more_cells, with_defaults
 from .llama_cpp_weights import Piece, pieces
 
 BATCH, UBATCH = 2048, 512
 """Defaults of `n_batch`, which `n_ubatch` never exceeds, and of that: common.h."""
-OLLAMA_CONTEXTS = ((47 * GiB, 262144), (23 * GiB, 32768))
-"""From how much memory on Ollama's default context is longer than 4,096: Ollama 0.33.2 server/routes.go."""
 REFUSED = (
     "tensor_parallel", "pipeline_parallel", "data_parallel", "context_parallel", "expert_parallel", "offload",
 )  # fmt: skip
@@ -86,11 +84,10 @@ def pieces_of(setup: Setup) -> tuple[Piece, ...]:
 
 def prepare(job: Job) -> Setup:
     """Read the flags, as llama.cpp would refuse or round them."""
-    s = job.scenario
+    s = with_defaults(job.scenario)
     job.refuse(*REFUSED)
     job.kv_types("fp16", "bf16", "fp32", *GGML)
-    if s.split_mode in ("row", "tensor"):
-        raise Unknown(f"split_mode {s.split_mode!r}: not estimated by this version; layer and none are")
+    refuse_split(job)
     flash = s.flash_attention is not False
     kv = kv_type(s.kv_dtype, "k", "fp16"), kv_type(s.kv_dtype, "v", "fp16")
     if not flash and kv[1] not in ("fp16", "bf16", "fp32"):
@@ -98,7 +95,8 @@ def prepare(job: Job) -> Setup:
     sequences = s.sequences or 1
     context = s.context_length or default_context(job)  # beyond the model's own it warns, and goes on
     ubatch = min(s.ubatch or UBATCH, s.logical_batch or BATCH, -(-context // 256) * 256)
-    held = slots(context, sequences, unified=bool(s.kv_unified), ubatch=ubatch, swa_full=bool(s.swa_full), padded_values=not flash)
+    cells = context + more_cells(s)
+    held = slots(cells, sequences, unified=bool(s.kv_unified), ubatch=ubatch, swa_full=bool(s.swa_full), padded_values=not flash)
     ubatch = min(ubatch, held.cells * held.streams)
     tokens = -(-ubatch // sequences) * sequences
     layers = 1 + max((max(w.layers) for w in tape_of(job.model, tokens).weights if w.layers and not w.tower), default=0)
@@ -120,17 +118,17 @@ def prepare(job: Job) -> Setup:
     )
 
 
-def default_context(job: Job) -> int:
-    """Tokens where none are asked for: the model's own; of Ollama by the memory of all GPUs, for each of its slots.
+def refuse_split(job: Job) -> None:
+    """Raise for the ways to split a model that are not by whole layers.
 
-    Source: Ollama 0.33.2 `server/routes.go` (defaultNumCtx), `llm/llama_server.go` (-c is NumCtx times the slots).
+    Rows need a buffer type that of 0.5.0's backends SYCL and Hexagon have, no longer CUDA (`ggml/src/ggml-cuda/ggml-cuda.cu`,
+    ggml_backend_cuda_reg_get_proc_address); loading stops without it (`src/llama-model.cpp`, make_gpu_buft_list).
     """
-    own = job.model.context_length or 4096
-    if job.scenario.program != "ollama" or job.gpu is None:
-        return own
-    memory = job.gpu.capacity * (job.scenario.gpu_count or 1)
-    tier = next((tokens for least, tokens in OLLAMA_CONTEXTS if memory >= least), 4096)
-    return min(tier, own) * (job.scenario.sequences or 1)
+    mode, version = job.scenario.split_mode, job.scenario.engine_version
+    if mode == "row" and version in (None, "0.5.0") and job.gpu is not None and job.gpu.vendor in ("nvidia", "amd", "apple"):
+        raise BadInput("split_mode 'row': llama.cpp 0.5.0 stops with \"device does not support split buffers\"; it has layer and none")
+    if mode in ("row", "tensor"):
+        raise Unknown(f"split_mode {mode!r}: not estimated by this version; layer and none are")
 
 
 def drafting(setup: Setup) -> Setup | None:
@@ -154,5 +152,6 @@ def drafting(setup: Setup) -> Setup | None:
         kv_dtype=None,
         draft_model=None,
         mmproj=None,
+        program=None,
     )
     return prepare(replace(job, scenario=scenario, model=job.draft, draft=None, scheme=job.draft_scheme or job.scheme))

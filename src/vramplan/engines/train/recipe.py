@@ -13,6 +13,7 @@ from ...errors import BadInput, Unknown, nearest
 from ...ledger import Item
 from ...methods import Adapters, Full
 from ...optimizers.master import DEEPSPEED, Master
+from ...parallel.context import degree as context_of
 from ...sweep import Checkpointing
 from ...tape import Kernels, Op, Tape, Weight
 from ..job import MANY, Job
@@ -65,7 +66,7 @@ class Framework:
     the ops whose outputs selective checkpointing keeps are named by `selective`; layers may be `compiled`; one that `offloads` sends
     checkpointed layers' inputs to the host. With `wide_embeddings` 8-bit optimizers keep embeddings' states in fp32; one that `clips` does
     so by default. `master` is its wrapper for fp32 master weights. `shares`: the ways in which several GPUs share a model, its own first;
-    these make a step of `global_batch` sequences by default (0: one pass). `objectives`: whether TRL's trainers run on it. `adapts` makes
+    these make a step of `global_batch` sequences by default (0: one pass). `splits`: keys of parallelism within a model. `objectives`: whether TRL's trainers run on it. `adapts` makes
     the adapters its own; `stays` is what else is there from one pass to the next. `assumes` says what was assumed beyond the recipe.
     """
 
@@ -101,6 +102,7 @@ class Framework:
     master: Master = DEEPSPEED
     shares: Mapping[str, Shares | None] = field(default_factory=dict)
     global_batch: int = 0
+    splits: Sequence[str] = ()
     objectives: bool = False
     assumes: Callable[[Recipe], Sequence[str]] = lambda recipe: ()
 
@@ -108,7 +110,8 @@ class Framework:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
     """What a scenario means for a framework. `checkpointing` is `none`, `full` or `selective`; `every` k-th layer has it. `frozen` modules
-    are left out of full training; `prepared` is PEFT's k-bit preparation; `compiled`: each layer by torch.compile.
+    are left out of full training; `prepared` is PEFT's k-bit preparation; `compiled`: each layer by torch.compile; `context`
+    ranks share each sequence.
     """
 
     framework: Framework
@@ -131,6 +134,7 @@ class Recipe:
     goal: Goal | None = None
     sharing: Sharing = ALONE
     compiled: bool = False
+    context: int = 1
 
     @property
     def trains(self) -> Full | Adapters:
@@ -177,7 +181,7 @@ class Recipe:
 def read(job: Job, framework: Framework) -> Recipe:
     """The scenario with defaults. Raises Unknown for what is not estimated, BadInput for what contradicts itself."""
     s = job.scenario
-    job.refuse(*(key for key in MANY if key not in ("offload", "gpu_count")), "virtual_pipeline", "pipeline_schedule")
+    job.refuse(*(key for key in MANY if key not in ("offload", "gpu_count", *framework.splits)), "virtual_pipeline", "pipeline_schedule")
     if not framework.compiled:
         job.refuse("compile")
     sharing = shared(job, framework.shares, framework.name)
@@ -216,6 +220,7 @@ def read(job: Job, framework: Framework) -> Recipe:
         goal=goal,
         sharing=sharing,
         compiled=bool(s.compile),
+        context=context_of(s.context_parallel or 1, s.gpu_count or 1),
     )
     adapters = adapters_of(
         job,

@@ -16,6 +16,7 @@ from ...dim import Dim, shape_label
 from ...errors import BadInput, Unknown
 from ...formats import Scheme, scheme, weights_nbytes
 from ...ledger import Item, Moment, ledger
+from ...parallel.context import context_parallel, tokens_of
 from ...parallel.sharded import SOURCE as SHARDED
 from ...parallel.sharded import Adds, Sharding, Unit
 from ...parallel.zero import Zero
@@ -105,7 +106,13 @@ def account(job: Job, framework: Framework) -> Account:
 def _tape(job: Job, recipe: Recipe) -> Tape:
     """The forward pass and the loss, on a tape that knows what trains."""
     mixed = recipe.mixed
-    tape = Tape(Dim(recipe.batch, "batch"), Dim(recipe.length, "tokens"), 0, mixed.compute, recipe.framework.kernels(recipe))
+    tape = Tape(
+        Dim(recipe.batch, "batch"),
+        Dim(tokens_of(recipe.length, recipe.context), "tokens"),
+        0,
+        mixed.compute,
+        recipe.framework.kernels(recipe),
+    )
     tape.method, tape.autocast, tape.fp8 = recipe.trains, mixed.autocast, mixed.fp8 and not recipe.compiled
     tape.head = "mlm" if job.scenario.head == "mlm" else "classification"
     recipe.images.show(tape)
@@ -120,7 +127,7 @@ def _tape(job: Job, recipe: Recipe) -> Tape:
         raise Unknown(f"{job.model.id}: engine {recipe.framework.name!r} is estimated for decoders only, this model is an encoder")
     check(tape, recipe.trains, job.model.id, str(job.model.config.get("model_type")))
     recipe.framework.losses[recipe.loss](tape, recipe)
-    return tape
+    return context_parallel(tape, recipe.context)
 
 
 def _sharding(job: Job, recipe: Recipe, trained: Sequence[Weight], tied: bool) -> Sharding | Zero | None:

@@ -106,5 +106,6 @@ TORCHTITAN = Framework(
     methods=("full",),
     clips=True,
     shares={"fsdp": Shares(apart=True, synced=True)},
+    splits=("context_parallel",),
     assumes=_assumes,
 )
