@@ -18,7 +18,8 @@ from vramplan.families import walk
 from vramplan.methods import Full
 from vramplan.ops import activation, add, attention, dropout, embed, layer_norm, linear
 from vramplan.ops.loss import cross_entropy
-from vramplan.sweep import Checkpointing, sweep
+from vramplan.runs import Checkpointing
+from vramplan.sweep import sweep
 from vramplan.tape import Kernels, Tape, Tensor
 
 SHAPES = given(b=st.integers(1, 8), s=st.integers(1, 512), a=st.integers(1, 16), d=st.integers(1, 128))

@@ -20,7 +20,8 @@ from vramplan.dim import Dim
 from vramplan.families import walk
 from vramplan.methods import Full
 from vramplan.ops.loss import cross_entropy
-from vramplan.sweep import Checkpointing, forward_only, sweep
+from vramplan.runs import Checkpointing
+from vramplan.sweep import forward_only, sweep
 from vramplan.tape import Kernels, Op, Tape
 from vramplan.timeline import timeline
 

@@ -12,7 +12,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from .allocator import ALLOC, FREE, STREAM, Event
-from .sweep import END, Key, Run, Sweep
+from .runs import END, Key, Run
+from .sweep import Sweep
 from .tape import Op
 
 Name = tuple[Key, int]

@@ -20,7 +20,8 @@ from vramplan.dim import Dim
 from vramplan.families import walk
 from vramplan.families.vision_images import FAR, rounded, shrunk
 from vramplan.methods import Adapters, Full
-from vramplan.sweep import Checkpointing, sweep
+from vramplan.runs import Checkpointing
+from vramplan.sweep import sweep
 from vramplan.tape import Kernels, Tape
 
 LLAVA, GEMMA, PIXTRAL = "llava-hf/llava-1.5-7b-hf", "google/gemma-3-4b-it", "mistral-community/pixtral-12b"

@@ -14,7 +14,8 @@ from vramplan.dim import Dim
 from vramplan.families import walk
 from vramplan.methods import Full
 from vramplan.ops.loss import cross_entropy
-from vramplan.sweep import Checkpointing, sweep
+from vramplan.runs import Checkpointing
+from vramplan.sweep import sweep
 from vramplan.tape import Kernels, Op, Tape
 
 torch = pytest.importorskip("torch")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from .llama_cpp_schedule import Key, Node, Step, assign, split
@@ -21,6 +21,8 @@ ALIGNMENT = 128
 
 Block = tuple[int, int]
 """Its address and its bytes."""
+Free = tuple[tuple[Block, ...], ...]
+"""The free blocks of each device."""
 
 
 @dataclass(slots=True)
@@ -146,13 +148,13 @@ def replay(events: Sequence[Event], layers: Sequence[int], host: int) -> list[in
     for event in events:
         segments.setdefault(event.segment, []).append(event)
     order = [-1, *layers, max(layers, default=-1) + 1]
-    known: dict[Hashable, int] = {}
+    known: dict[Free, tuple[int, Mapping[Key, Block]]] = {}
     place = 0
     while place < len(order):
         number, segment = place - 1, order[place]
         moved = number - segment
         for event in segments.get(segment, ()):
-            key = renamed(event.key, moved)
+            key = renamed(event.key, moved) if moved else event.key
             if event.nbytes is not None:
                 held[key] = planned[event.device].take(event.nbytes), event.nbytes
                 continue
@@ -164,7 +166,7 @@ def replay(events: Sequence[Event], layers: Sequence[int], host: int) -> list[in
             else:
                 planned[event.device].give(*block)
         place += 1
-        skipped = _again(known, place, order, planned, held)
+        skipped = _again(known, place, order, tuple(tuple(buffer.free) for buffer in planned), held)
         if skipped:
             held = {renamed(key, skipped): block for key, block in held.items()}
             place += skipped
@@ -182,14 +184,21 @@ def left(events: Sequence[Event]) -> set[Key]:
     return found
 
 
-def _again(known: dict[Hashable, int], place: int, order: Sequence[int], planned: Sequence[Buffer], held: Mapping[Key, Block]) -> int:
-    """How many layers do what was done before: from a state that was met at a place already (`known`) the same layers follow again."""
-    state = tuple(tuple(buffer.free) for buffer in planned), tuple((renamed(key, -place), block) for key, block in held.items())
-    before = known.setdefault(state, place)
+def _again(
+    known: dict[Free, tuple[int, Mapping[Key, Block]]], place: int, order: Sequence[int], now: Free, held: Mapping[Key, Block]
+) -> int:
+    """How many layers do what was done before: from a state that was met at a place already (`known`) the same layers follow again.
+
+    The state is what is free, `now`, and what is `held`.
+    """
+    before, then = known.get(now, (place, held))
+    known[now] = place, dict(held)
     period, end = place - before, place
-    while period and end < len(order) and order[end] == order[end - period]:
+    if not period or {renamed(key, period): block for key, block in then.items()} != held:
+        return 0
+    while end < len(order) and order[end] == order[end - period]:
         end += 1
-    return (end - place) // period * period if period else 0
+    return (end - place) // period * period
 
 
 def near(event: Event, times: int) -> bool:

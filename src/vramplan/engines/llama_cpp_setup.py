@@ -63,7 +63,8 @@ class Setup:
     @property
     def pieces(self) -> tuple[Piece, ...]:
         """The weights by device."""
-        return pieces_of(self)
+        known = Loaded(model=self.model, weights=self.weights, stored=self.stored, tokens=self.tokens, placed=self.placed, job=self.job)
+        return pieces_of(known)
 
     def cache_device(self, layer: int) -> int:
         """Where a layer's cache is."""
@@ -76,10 +77,22 @@ def tape_of(model: Model, tokens: int) -> Tape:
     return walk(Tape(Dim(1, "sequences"), Dim(tokens, "tokens"), 1, 4, KERNELS), model.config, model.id)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loaded:
+    """What of a setup the weights depend on, and no cache."""
+
+    model: Model
+    weights: str
+    stored: bool
+    tokens: int
+    placed: Placement
+    job: Job = field(compare=False, repr=False)
+
+
 @lru_cache(maxsize=64)
-def pieces_of(setup: Setup) -> tuple[Piece, ...]:
+def pieces_of(known: Loaded) -> tuple[Piece, ...]:
     """The weights by device."""
-    return tuple(pieces(setup.job, setup.tape, setup.placed))
+    return tuple(pieces(known.job, tape_of(known.model, known.tokens), known.placed))
 
 
 def prepare(job: Job) -> Setup:

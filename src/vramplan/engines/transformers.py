@@ -1,11 +1,11 @@
 """transformers' `generate`: the weights, a cache of any kind, and the working set of the larger of prefill and decode; on several GPUs and
 the host by `device_map`.
 
-Every allocation is torch's own: no pool, no graphs. `peak_allocated` is what `torch.cuda.max_memory_allocated()` shows while it generates,
-`process` adds the CUDA context. What it does not know: the caching allocator's slack, graphs of a compiled decode (static caches), prefill
-in chunks, assistants that do not share the vocabulary; the caches of latent attention before PR #47761 (DeepSeek-V3) and #48761 (V3.2),
-which held the keys and values of all heads, and that of Falcon-40B and 180B, whose code repeats keys and values to all heads before it
-caches them.
+Every allocation is torch's own: no pool, no graphs. `peak_allocated` is what `torch.cuda.max_memory_allocated()` shows after it has
+loaded and generated, `process` adds the CUDA context. What it does not know: the caching allocator's slack, graphs of a compiled decode
+(static caches), prefill in chunks, assistants that do not share the vocabulary; the caches of latent attention before PR #47761
+(DeepSeek-V3) and #48761 (V3.2), which held the keys and values of all heads, and that of Falcon-40B and 180B, whose code repeats keys and
+values to all heads before it caches them.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def account(job: Job) -> Account:
     job.kv_types("bf16", "fp16", "fp32")
     version = s.engine_version or VERSION
     did = behaviour(version, str(job.model.config.get("model_type")), trains=False)
-    loads = loading(job, stacked=did.experts == "grouped")
+    loads = loading(job, version, stacked=did.experts == "grouped")
     job = replace(job, scheme=loads.scheme)
     plain = kernels(job, did, version)
     run = generation(job, version)

@@ -1,6 +1,7 @@
 """How transformers loads weights: what stays packed, what is unpacked for want of a kernel, what loading takes beside them.
 
-What it does not know: the loaders' own buffers (AWQ and GPTQ kernels repack some), and weights that are kept in two layouts.
+What it does not know: the loaders' own buffers (GPTQ's kernels keep some), weights that are kept in two layouts, and which other
+checkpoints store a tied head a second time.
 """
 
 from __future__ import annotations
@@ -8,13 +9,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from ..dim import numel
 from ..formats import Scheme
 from ..formats import scheme as named_scheme
-from ..ledger import Item
+from ..ledger import Item, Moment
 from ..methods import Frozen
 from ..ops.packed import Packed
 from ..tape import Method, Tape
-from .job import Job
+from .job import Job, release
 from .train.loading import being_loaded
 
 BITSANDBYTES = ("nf4", "fp4", "int8")
@@ -23,17 +25,23 @@ NEEDS = {
     "fp8": ((8, 9), "transformers 5.23 quantizers/quantizer_finegrained_fp8.py, validate_environment"),
 }
 """Compute capability below which a checkpoint of this format is unpacked to 16 bits."""
+UNTIED_AWQ = (4, 47)
+"""Before this release (December 2024) checkpoints were of AutoAWQ to 0.2.6, which copies every tensor as it saves (awq/models/base.py,
+save_quantized), a tied head too; 0.2.7 of November 2024 leaves it out (`shared_tensors_to_discard`)."""
 KERNELS = "MXFP4 stays packed: needs triton and the package kernels, without which it is unpacked to bf16 (weights bf16)"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Loading:
-    """`scheme`: which format each weight has on the GPU; `packed`: how products with bitsandbytes' run; `stacked`: experts are one."""
+    """`scheme`: which format each weight has on the GPU; `packed`: how products with bitsandbytes' run; `stacked`: experts are one;
+    `doubled`: the checkpoint has a tied head beside its embedding.
+    """
 
     scheme: Scheme
     packed: Packed | None
     stacked: bool
     itemsize: int
+    doubled: bool = False
     assumed: tuple[str, ...] = ()
 
     @property
@@ -45,7 +53,16 @@ class Loading:
         """What loading takes."""
         method = self.method
         converted = [w for w in tape.weights if (self.stacked and w.kind == "experts") or (method and method.packed(w))]
-        return [being_loaded(converted, self.itemsize)]
+        return [being_loaded(converted, self.itemsize), *([self._head(tape)] if self.doubled else [])]
+
+    def _head(self, tape: Tape) -> Item:
+        """A tied head that is stored, too: a matrix of its own until `from_pretrained` ties it, which frees it before buffers come."""
+        head = sum(numel(weight.shape) for weight in tape.weights if weight.tied)
+        buffers = sum(weight.numel for weight in tape.weights if weight.kind == "buffer")
+        nbytes = max(head - buffers, 0) * self.itemsize
+        source = "transformers 4.46.0 modeling_utils.py, from_pretrained: tie_weights after _load_pretrained_model, then dispatch_model"
+        why = "the head as AutoAWQ to 0.2.6 stored it, beside the embedding that it is tied to, while buffers are not there yet"
+        return Item(path=("load", "stored head"), nbytes=nbytes, alive=frozenset({Moment.LOAD}), why=why, source=source)
 
     def copies_experts(self, tape: Tape) -> bool:
         """Whether the decode copies the chosen experts' matrices: plain ones (`ops/moe_batched.py`), others have kernels of their own."""
@@ -53,7 +70,7 @@ class Loading:
         return bool(experts) and not any(self.scheme.format_of(w, w.layers[0] if w.layers else None).extras for w in experts)
 
 
-def loading(job: Job, *, stacked: bool) -> Loading:
+def loading(job: Job, version: str, *, stacked: bool) -> Loading:
     """How the release at hand loads the job's weights; it is `stacked` experts that bitsandbytes leaves in 16 bits."""
     name = job.scheme.name.lower()
     base, *options = name.split("-")
@@ -71,7 +88,9 @@ def loading(job: Job, *, stacked: bool) -> Loading:
         scheme = named_scheme(job.model.dtype, dtype=job.model.dtype)
         return Loading(scheme=scheme, packed=None, stacked=stacked, itemsize=job.itemsize, assumed=(unpacked,))
     assumed = (KERNELS,) if base == "mxfp4" else ()
-    return Loading(scheme=job.scheme, packed=None, stacked=stacked and base != "mxfp4", itemsize=job.itemsize, assumed=assumed)
+    doubled = base == "awq" and release(version) < UNTIED_AWQ
+    stacked = stacked and base != "mxfp4"
+    return Loading(scheme=job.scheme, packed=None, stacked=stacked, itemsize=job.itemsize, doubled=doubled, assumed=assumed)
 
 
 def _packed(job: Job, kind: str, *, double: bool, head: bool) -> Packed:

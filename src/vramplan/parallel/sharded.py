@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from ..dim import Dim, numel
-from ..sweep import END, Event, Key, Run, Runs
+from ..runs import END, Event, Key, Run, Runs
 from ..tape import Weight
 
 SOURCE = "pytorch 2.13 torch/distributed/fsdp/_fully_shard/_fsdp_param_group.py"
@@ -55,7 +55,7 @@ class Sharding:
 
     `casts`: a part is copied to the computing precision before it is gathered. `apart`: embedding and head are units of their own, the head
     whole from its forward pass to its backward pass unless `always` resharded; the root then is empty. `keeps`: so is every unit.
-    `flat`: FSDP1.
+    `flat`: FSDP1. `outside`: the loss is no part of the model.
     """
 
     ranks: int
@@ -68,6 +68,7 @@ class Sharding:
     always: bool = False
     keeps: bool = False
     flat: bool = False
+    outside: bool = False
 
     def part(self, weight: Weight) -> Weight:
         """A rank's part of a weight; of a flat one as many elements, in one row."""
@@ -132,7 +133,8 @@ class Sharding:
 
     def _forward(self, run: Run, unit: Unit, before: Unit) -> None:
         """The buffer of the unit `before` goes when this one is whole, or with the root's forward pass."""
-        last, key, ends = len(run.ops) - 1, _keys(run), self._rooted(run) and run.first > 0
+        last = _end(run) if self.outside else len(run.ops) - 1
+        key, ends = _keys(run), self._rooted(run) and run.first > 0
         held, buffer = (key(HELD), before.buffer), (key(BUFFER), 0 if ends else unit.buffer)
         cast, whole = (key(CAST), 0 if ends else unit.cast), (key(WHOLE), 0 if self._rooted(run) else unit.whole)
         entered = [*_made(0, held, cast, buffer), *_freed(0, cast), *_made(0, whole)]
@@ -145,7 +147,8 @@ class Sharding:
             left += _freed(last, whole)
         elif whole[1]:
             run.kept += unit.whole
-        run.forward = [*entered, *run.forward, *left]
+        over = next((number for number, event in enumerate(run.forward) if event[1] > last), len(run.forward))
+        run.forward = [*entered, *run.forward[:over], *left, *run.forward[over:]]
 
     def _backward(self, run: Run, unit: Unit, before: Unit, after: Unit) -> None:
         """The unit is whole again; the unit `before` is gathered ahead; what the unit `after` reduces is held.

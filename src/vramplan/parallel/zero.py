@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from itertools import accumulate
 
 from ..dim import numel
-from ..sweep import Event, Key, Run, Runs
+from ..runs import Event, Key, Run, Runs
 from ..tape import Weight
 from .sharded import Adds, Unit, edges, weights_of
 

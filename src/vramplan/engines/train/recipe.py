@@ -14,7 +14,7 @@ from ...ledger import Item
 from ...methods import Adapters, Full
 from ...optimizers.master import DEEPSPEED, Master
 from ...parallel.context import degree as context_of
-from ...sweep import Checkpointing
+from ...runs import Checkpointing
 from ...tape import Kernels, Op, Tape, Weight
 from ..job import MANY, Job
 from ..process import CUDA_CONTEXT

@@ -21,7 +21,8 @@ ZERO = "bf16 means weights and gradients in bf16 with fp32 masters to DeepSpeed;
 class Shares:
     """How a framework wraps a model in FSDP, which it calls `named`; the rest is as `Sharding` has it, `apart` where embedding and head are
     not `tied`. `autocast`: around it, or not. `reduced`: bytes of an element of gradients that are reduced in mixed precision. `synced`:
-    each pass of a step reduces its gradients, or whole ones wait for the last pass. `stage`: of ZeRO, 0 for FSDP.
+    each pass of a step reduces its gradients, or whole ones wait for the last pass. `stage`: of ZeRO, 0 for FSDP. `outside`:
+    the loss is no part of what is wrapped.
     """
 
     named: str = "FSDP2"
@@ -32,6 +33,7 @@ class Shares:
     reduced: int = 4
     synced: bool = False
     stage: int = 0
+    outside: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +80,7 @@ class Sharing:
             apart=shares.apart and not tied,
             always=self.always,
             keeps=self.keeps,
+            outside=shares.outside,
         )
 
 

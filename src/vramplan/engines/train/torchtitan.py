@@ -105,7 +105,7 @@ TORCHTITAN = Framework(
     selective=_kept,
     methods=("full",),
     clips=True,
-    shares={"fsdp": Shares(apart=True, synced=True)},
+    shares={"fsdp": Shares(apart=True, synced=True, outside=True)},
     splits=("context_parallel",),
     assumes=_assumes,
 )
