@@ -1,7 +1,7 @@
 """Trace training steps of torchtitan's Llama 3 over several GPUs on a fake process group, and write the last rank's peaks.
 
-`python scripts/trace_parallel.py data/traced/parallel.jsonl` appends the cases that the file lacks (extra `trace`, torchtitan 0.2.2). No GPU,
-no network: collectives of torch's `fake` backend do nothing, and tensors are fake. torchtitan's own parallelize_llama splits the model
+`python scripts/trace_parallel.py data/traced/parallel.jsonl` appends the cases that the file lacks (extra `trace`, torchtitan 0.2.2). No
+GPU, no network: collectives of torch's `fake` backend do nothing, and tensors are fake. torchtitan's own parallelize_llama splits the model
 (context parallelism, checkpointing, FSDP2), and each step is that of its trainer.
 """
 

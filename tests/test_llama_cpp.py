@@ -179,7 +179,7 @@ def test_rows_that_a_backend_may_split_are_not_known(more: dict[str, Any]) -> No
 
 
 def test_another_split_that_fits_is_told() -> None:
-    """81 layers of 70B, 3 to 1, are 30.5 GiB on the first GPU; what is told fits, and one layer more on either GPU does not."""
+    """81 layers of 70B, 3 to 1, are 30.5 GiB on the first GPU; what is told fits, and at 20 GiB nothing is told."""
     keys: dict[str, Any] = {"model": "meta-llama/Llama-3.1-70B", "context_length": 4096, "gpu": None, "gpu_memory": "21GiB", "gpu_count": 2}
     [told] = [text for text in llama_cpp(tensor_split=[3, 1], **keys).remarks if "-ts" in text]
     first, second = (int(n) for n in told.removeprefix("fits with -ts ").partition(":")[0].split(","))

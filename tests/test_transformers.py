@@ -185,3 +185,30 @@ def test_one_gpu_keeps_a_tenth_of_its_memory() -> None:
 def test_bad_input_is_answered_as_transformers_would(keys: dict[str, Any], says: str) -> None:
     with pytest.raises(BadInput, match=says):
         generate(**keys)
+
+
+@pytest.mark.parametrize(("model", "version"), [("Qwen/Qwen2-0.5B-Instruct", "4.38.2"), ("Qwen/Qwen2.5-0.5B-Instruct", "4.46.0")])
+def test_a_tied_head_that_autoawq_stored_is_the_peak_while_it_loads(model: str, version: str) -> None:
+    """0.68 GiB was measured for both (QwenLM/Qwen3, docs/source/benchmark/speed_benchmark.rst), though only one has tables of positions."""
+    answer = generate(model, weights="awq", engine_version=version, prompt_length=1, output_length=2048, context_length=2049)
+    assert round(answer.quantities["peak_allocated"] / GiB, 2) == 0.68
+    later = generate(model, weights="awq", engine_version="4.51.3", prompt_length=1, output_length=2048, context_length=2049)
+    assert later.ledger.total("load", moment=Moment.LOAD) == 0
+
+
+def test_autogptq_keeps_a_matrix_in_fp16_zero_points_and_the_groups_of_columns() -> None:
+    """Qwen2.5-7B: 3,584 × 18,944 in fp16 for ExLlama's kernel of 4 bits; measured with AutoGPTQ: 5.52 and 11.11 GiB."""
+    before, now = (generate("Qwen/Qwen2.5-7B-Instruct", weights="gptq", engine_version=v) for v in ("4.46.0", "4.51.3"))
+    assert before.ledger.total("workspace", "ExLlama") == 3_584 * 18_944 * 2
+    assert now.ledger.total("workspace", "ExLlama") == 0
+    linears = 28 * 3_584 * (2 * 3_584 + 2 * 512 + 3 * 18_944)
+    columns = 28 * (6 * 3_584 + 18_944)
+    assert before.quantities["weights"] - now.quantities["weights"] == linears // 128 // 2 + columns * 4
+    eight = generate("Qwen/Qwen2.5-7B-Instruct", weights="gptq-8bit", engine_version="4.46.0")
+    assert eight.ledger.total("workspace", "ExLlama") == 0
+
+
+def test_since_4_50_weights_are_cut_from_one_block_without_remainders() -> None:
+    """A matrix of [9728, 2560] in bf16 takes 48 MiB of its own, of which it needs 47.5."""
+    before, since = (generate("Qwen/Qwen3-4B", engine_version=v) for v in ("4.49.0", "4.50.0"))
+    assert since.ledger.total("allocator") == 0 < 108 * MiB // 2 <= before.ledger.total("allocator")

@@ -372,3 +372,11 @@ def test_experts_are_whole_on_their_rank() -> None:
     mixture = {"model": "Qwen/Qwen3-30B-A3B", "engine": "vllm", "tensor_parallel": 8}
     split, spread = estimate(scenario(mixture)), estimate(scenario({**mixture, "expert_parallel": 8}))
     assert split.ledger.total("weights", "experts") == spread.ledger.total("weights", "experts")
+
+
+def test_gpt_oss_captures_batches_up_to_1024() -> None:
+    """PIECEWISE=83 and FULL=83 (largest=1024) in the log of 0.19.0; others 51 each, to 512."""
+    for model, count, largest in (("openai/gpt-oss-20b", 166, 1024), ("Qwen/Qwen3-30B-A3B", 102, 512)):
+        answer = estimate(model, engine="vllm", engine_version="0.19.0", gpu="h100-sxm-80gb", context_length=8192)
+        why = next(item.why for item in answer.ledger.items if item.path[0] == "cuda graphs")
+        assert why.startswith(f"{count} graphs of up to {largest} tokens")

@@ -1,7 +1,7 @@
 """How transformers loads weights: what stays packed, what is unpacked for want of a kernel, what loading takes beside them.
 
-What it does not know: the loaders' own buffers (GPTQ's kernels keep some), weights that are kept in two layouts, and which other
-checkpoints store a tied head a second time.
+What it does not know: buffers of GPTQModel's kernels and of ExLlama's for checkpoints with act-order, weights that are kept in two
+layouts, and which other checkpoints store a tied head a second time.
 """
 
 from __future__ import annotations
@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..dim import numel
-from ..formats import Scheme
+from ..formats import Scheme, scheme_from_config
 from ..formats import scheme as named_scheme
 from ..ledger import Item, Moment
 from ..methods import Frozen
 from ..ops.packed import Packed
 from ..tape import Method, Tape
 from .job import Job, release
+from .lines import SERVING
 from .train.loading import being_loaded
 
 BITSANDBYTES = ("nf4", "fp4", "int8")
@@ -28,13 +29,15 @@ NEEDS = {
 UNTIED_AWQ = (4, 47)
 """Before this release (December 2024) checkpoints were of AutoAWQ to 0.2.6, which copies every tensor as it saves (awq/models/base.py,
 save_quantized), a tied head too; 0.2.7 of November 2024 leaves it out (`shared_tensors_to_discard`)."""
+AUTO_GPTQ = (4, 48)
+"""Before this release (January 2025) GPTQ is AutoGPTQ's, whose default for 4 bits is ExLlama's kernel; then GPTQModel's came."""
 KERNELS = "MXFP4 stays packed: needs triton and the package kernels, without which it is unpacked to bf16 (weights bf16)"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Loading:
     """`scheme`: which format each weight has on the GPU; `packed`: how products with bitsandbytes' run; `stacked`: experts are one;
-    `doubled`: the checkpoint has a tied head beside its embedding.
+    `doubled`: the checkpoint has a tied head beside its embedding; `exllama`: ExLlama's kernel of AutoGPTQ runs it.
     """
 
     scheme: Scheme
@@ -42,6 +45,7 @@ class Loading:
     stacked: bool
     itemsize: int
     doubled: bool = False
+    exllama: bool = False
     assumed: tuple[str, ...] = ()
 
     @property
@@ -53,7 +57,8 @@ class Loading:
         """What loading takes."""
         method = self.method
         converted = [w for w in tape.weights if (self.stacked and w.kind == "experts") or (method and method.packed(w))]
-        return [being_loaded(converted, self.itemsize), *([self._head(tape)] if self.doubled else [])]
+        head = [self._head(tape)] if self.doubled else []
+        return [being_loaded(converted, self.itemsize), *head, *([self._dequantised(tape)] if self.exllama else [])]
 
     def _head(self, tape: Tape) -> Item:
         """A tied head that is stored, too: a matrix of its own until `from_pretrained` ties it, which frees it before buffers come."""
@@ -63,6 +68,14 @@ class Loading:
         source = "transformers 4.46.0 modeling_utils.py, from_pretrained: tie_weights after _load_pretrained_model, then dispatch_model"
         why = "the head as AutoAWQ to 0.2.6 stored it, beside the embedding that it is tied to, while buffers are not there yet"
         return Item(path=("load", "stored head"), nbytes=nbytes, alive=frozenset({Moment.LOAD}), why=why, source=source)
+
+    def _dequantised(self, tape: Tape) -> Item:
+        """ExLlama's buffer for the largest matrix in fp16, which long prompts multiply by way of cuBLAS."""
+        packed = [w for w in tape.weights if self.scheme.format_of(w, w.layers[0] if w.layers else None).name.startswith("gptq 4-bit")]
+        nbytes = max((numel(weight.shape) for weight in packed), default=0) * 2
+        source = "AutoGPTQ 0.7.1 auto_gptq/modeling/_utils.py autogptq_post_init, temp_dq"
+        why = "the largest packed matrix in fp16, kept"
+        return Item(path=("workspace", "ExLlama"), nbytes=nbytes, alive=SERVING, why=why, source=source)
 
     def copies_experts(self, tape: Tape) -> bool:
         """Whether the decode copies the chosen experts' matrices: plain ones (`ops/moe_batched.py`), others have kernels of their own."""
@@ -87,10 +100,20 @@ def loading(job: Job, version: str, *, stacked: bool) -> Loading:
     if unpacked:
         scheme = named_scheme(job.model.dtype, dtype=job.model.dtype)
         return Loading(scheme=scheme, packed=None, stacked=stacked, itemsize=job.itemsize, assumed=(unpacked,))
+    if base == "gptq" and release(version) < AUTO_GPTQ:
+        return Loading(scheme=_with_zeros(job, own), packed=None, stacked=stacked, itemsize=job.itemsize, exllama=True)
     assumed = (KERNELS,) if base == "mxfp4" else ()
     doubled = base == "awq" and release(version) < UNTIED_AWQ
     stacked = stacked and base != "mxfp4"
     return Loading(scheme=job.scheme, packed=None, stacked=stacked, itemsize=job.itemsize, doubled=doubled, assumed=assumed)
+
+
+def _with_zeros(job: Job, own: dict[str, Any]) -> Scheme:
+    """AutoGPTQ's layers keep zero points and `g_idx` of symmetric weights, too (nn_modules/qlinear/qlinear_exllama.py at 0.7.1)."""
+    if own:
+        return scheme_from_config({**own, "sym": False}, dtype=job.model.dtype)
+    name = job.scheme.name.lower()
+    return named_scheme(name if "asym" in name else f"{name}-asym", dtype=job.model.dtype)
 
 
 def _packed(job: Job, kind: str, *, double: bool, head: bool) -> Packed:

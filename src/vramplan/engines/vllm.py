@@ -24,7 +24,7 @@ from .job import Account, Device, Job
 from .lines import SERVING, counted, item_of_share
 from .ranks import Ranks, ranks
 from .vllm_advice import advice
-from .vllm_defaults import UTILIZATION, V1, VERSION, batch, check, latents, running
+from .vllm_defaults import UTILIZATION, V1, VERSION, batch, check, largest_graph, latents, running
 from .vllm_graphs import OUTSIDE, shapeless
 from .vllm_pages import Pages, pages
 from .vllm_profile import Pass, activations, kernels
@@ -116,6 +116,7 @@ def _pass(job: Job, version: str) -> Pass:
         eager=bool(job.scenario.eager),
         gpu=job.gpu,
         drafting=job.scenario.draft_model is not None,
+        captured=largest_graph(job, since),
     )
 
 

@@ -61,6 +61,11 @@ def batch(job: Job, release: tuple[int, int], context: int) -> tuple[int, int]:
     return sequences, tokens
 
 
+def largest_graph(job: Job, release: tuple[int, int]) -> int:
+    """`max_cudagraph_capture_size`: 512, but gpt-oss' 1,024 (GptOssForCausalLMConfig, model_executor/models/config.py since 0.10)."""
+    return 1024 if job.model.text.get("model_type") == "gpt_oss" and release >= (0, 10) else 512
+
+
 def check(job: Job) -> None:
     """Raises BadInput for what vLLM refuses, and Unknown for what is not estimated."""
     s = job.scenario

@@ -23,8 +23,8 @@ SPLITS = 32
 """Parts of a sequence that FlashAttention 3 adds up in graphs: `flash_attn_max_num_splits_for_cuda_graph`, config/attention.py."""
 DRIVER, DRIVER_LAYER, DRIVER_EXPERTS = 1_760_000, 149_000, 4_800_000
 """Bytes that a captured graph takes of the driver: itself, for each layer, and more for a model with experts. Fitted: the first two on ten
-dense models of the 0.19.0 logs on H100 (within 0.1 GiB of 0.51–1.61, Gemma 3 up to 0.2 above), the third the median of eight logs
-of mixtures (2.1 MB for Llama 4 on four ranks, 2.9 for Qwen3-30B-A3B, 4.7 to 5.5 for DeepSeek-V2-Lite, 11.4 for gpt-oss)."""
+dense models of the 0.19.0 logs on H100 (within 0.1 GiB of 0.51–1.61, Gemma 3 up to 0.2 above), the third on mixtures of 64 small experts
+(4.4 to 5.1 MB for DeepSeek-V2-Lite, Kimi-VL, Qwen1.5-MoE); others take less: gpt-oss 3.0 and 3.2, Qwen3-30B-A3B 2.9, Llama 4 2.0."""
 FLASHINFER = 394 * MiB
 """VLLM_FLASHINFER_WORKSPACE_BUFFER_SIZE's default: vLLM 0.21.0 envs.py."""
 NON_TORCH = {
@@ -77,10 +77,12 @@ def non_torch(run: Pass, tensor: int, stages: int) -> int:
 def sizes(run: Pass) -> tuple[int, ...]:
     """The batches that are captured: 1, 2, 4, every 8th below 256, every 16th to 512; within twice the sequences, and the pass.
 
-    Before 0.11.1 every 8th to 512, within the pass (V0: to 256 sequences, `_BATCH_SIZES_TO_CAPTURE`).
+    Before 0.11.1 every 8th to 512, within the pass (V0: to 256 sequences, `_BATCH_SIZES_TO_CAPTURE`). gpt-oss has every 16th to 1,024.
     """
     if run.running < (0, 8):
         listed, most = (1, 2, 4, *range(8, 257, 8)), run.sequences
+    elif run.captured > 512:
+        listed, most = (1, 2, 4, *range(8, 256, 8), *range(256, run.captured + 1, 16)), min(run.tokens, run.captured)
     elif run.running < (0, 12):
         listed, most = (1, 2, 4, *range(8, 513, 8)), min(run.tokens, 512)
     else:

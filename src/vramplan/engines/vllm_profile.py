@@ -46,7 +46,7 @@ PROCESSORS = {"7.5": 40, "8.0": 108, "8.6": 84, "8.9": 128, "9.0": 132, "10.0": 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pass:
-    """The profile run's size, and by what release and how it runs."""
+    """The profile run's size, and by what release and how it runs; the largest batch to be `captured` as a graph."""
 
     sequences: int
     tokens: int
@@ -55,6 +55,7 @@ class Pass:
     eager: bool
     gpu: Gpu | None
     drafting: bool = False
+    captured: int = 512
 
     @property
     def capability(self) -> str:

@@ -1,7 +1,7 @@
 """Context parallelism: each rank has its share of every sequence's tokens, and takes the keys and values of all ranks in attention.
 
-Ranks hold two pieces of a sequence each, one from either end, so that all have as much to do. Attention runs once for each rank's keys; what
-comes of it is merged in fp32, forward and backward (Liu et al. 2023, arXiv:2310.01889; pytorch 2.13
+Ranks hold two pieces of a sequence each, one from either end, so that all have as much to do. Attention runs once for each rank's keys;
+what comes of it is merged in fp32, forward and backward (Liu et al. 2023, arXiv:2310.01889; pytorch 2.13
 `distributed/tensor/experimental/_context_parallel/_attention.py`, _templated_ring_attention, rotate method allgather). What it does not
 know: the method alltoall, attention with masks.
 """

@@ -66,8 +66,9 @@ class Framework:
     the ops whose outputs selective checkpointing keeps are named by `selective`; layers may be `compiled`; one that `offloads` sends
     checkpointed layers' inputs to the host. With `wide_embeddings` 8-bit optimizers keep embeddings' states in fp32; one that `clips` does
     so by default. `master` is its wrapper for fp32 master weights. `shares`: the ways in which several GPUs share a model, its own first;
-    these make a step of `global_batch` sequences by default (0: one pass). `splits`: keys of parallelism within a model. `objectives`: whether TRL's trainers run on it. `adapts` makes
-    the adapters its own; `stays` is what else is there from one pass to the next. `assumes` says what was assumed beyond the recipe.
+    these make a step of `global_batch` sequences by default (0: one pass). `splits`: keys of parallelism
+    within a model. `objectives`: whether TRL's trainers run on it. `adapts` makes the adapters its own; `stays` is what else is there from
+    one pass to the next. `assumes` says what was assumed beyond the recipe.
     """
 
     name: str

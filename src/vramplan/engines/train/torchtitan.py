@@ -20,7 +20,7 @@ from .sharing import Shares
 from .step import account as step_account
 
 NAMES = ("torchtitan",)
-ABOUT = "Llama, full, on one GPU or with FSDP2; mixed precision and FP8; selective checkpointing; not: TP, PP, CP, compile, other models"
+ABOUT = "Llama, full, on one GPU or with FSDP2 and context parallelism; mixed precision, FP8; not: TP, PP, other models"
 VERSION = "0.2.2"
 
 GROUPED = (0, 2)
@@ -90,6 +90,8 @@ def _assumes(recipe: Recipe) -> list[str]:
         lines.append(
             "each layer compiled (and the loss, unless loss plain); what Inductor fuses within a layer is counted as if it did not"
         )
+    if recipe.context > 1:
+        lines.append(f"{recipe.context} GPUs share each sequence (ring attention, context_parallel_rotate_method allgather)")
     return [*lines, "checkpointing selective: selective_ac_option 'op'"] if recipe.checkpointing == "selective" else lines
 
 
