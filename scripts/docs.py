@@ -106,13 +106,13 @@ UNEXPLAINED = """
 - **ms-swift's training rows** are reserved memory of runs whose sequences vary in length (3,234 tokens on average, cut at the row's limit),
   of models that ran by code of their own. With all sequences at the limit the allocator needs 10 to 44 % less than was measured; replaying
   random lengths of that average and spread gives 16.8, 25.4 and 27.9 GiB where 18.0, 21.7 and 27.7 were measured. Nothing is fitted.
-- **torchtitan on H200, MI300X and B200** compiled the loss too, which our default for `compile` does, but these rows name the plain loss and are
-  answered so: 22 to 44 % too much. With `loss compiled` MI300X is 1 % off, H200 8 % under, B200 17 % over.
-- **LitGPT on two and four GPUs** began with the longest sample, when there were no whole gradients yet of passes before: phi-1.5 10 to 16 % too
-  much at two and four sequences, Llama-2 1 to 4 %.
+- **torchtitan on H200, MI300X and B200** compiled the loss too, which our default for `compile` does, but these rows name the plain loss
+  and are answered so: 22 to 44 % too much. With `loss compiled` MI300X is 1 % off, H200 8 % under, B200 17 % over.
+- **LitGPT on two and four GPUs** began with the longest sample, when there were no whole gradients yet of passes before: phi-1.5 10 to 16 %
+  too much at two and four sequences, Llama-2 1 to 4 %.
 - **StableLM-3B with QLoRA in LitGPT**: 15 % too much; inputs that bitsandbytes 0.42 keeps were, it seems, not kept there.
-- **fsdp_qlora** (Answer.AI) is a loop of its own with FSDP1 and a unit for each adapter, answered here as Accelerate's FSDP2: with DDP 8 to 11 %
-  too little, with FSDP 11 % too much to 7 % too little.
+- **fsdp_qlora** (Answer.AI) is a loop of its own with FSDP1 and a unit for each adapter, answered here as Accelerate's FSDP2: with DDP 8 to
+  11 % too little, with FSDP 11 % too much to 7 % too little.
 - **Liger's rows with FSDP1** (Qwen2-7B on four A100): 14 to 46 % too little. Their weights were, it seems, in fp32; the row says bf16.
 - **Rows with tensor, context, pipeline or expert parallelism in training** that an engine does not estimate are counted as refused.
 - **Ollama** gives each slot the whole context, where `-c` of llama.cpp's server is shared: one row is off by that factor.

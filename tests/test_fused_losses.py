@@ -13,12 +13,13 @@ from typing import Any
 import pytest
 
 from vramplan import BadInput, Unknown, estimate, scenario
+from vramplan.kernels import Kernels
 from vramplan.methods import Full
 from vramplan.ops import embed, head
 from vramplan.ops.fused_loss import cut, liger, take_head, trl
 from vramplan.ops.loss import cross_entropy
 from vramplan.sweep import sweep
-from vramplan.tape import Dim, Kernels, Tape
+from vramplan.tape import Dim, Tape
 
 TRACED = Path(__file__).parent.parent / "data" / "traced" / "kernels.jsonl"
 ROWS = [row for row in map(json.loads, TRACED.read_text().splitlines()) if row["scenario"]["engine"] == "transformers"]

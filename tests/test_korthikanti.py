@@ -15,12 +15,13 @@ from hypothesis import strategies as st
 
 from vramplan.dim import Dim
 from vramplan.families import walk
+from vramplan.kernels import Kernels
 from vramplan.methods import Full
 from vramplan.ops import activation, add, attention, dropout, embed, layer_norm, linear
 from vramplan.ops.loss import cross_entropy
 from vramplan.runs import Checkpointing
 from vramplan.sweep import sweep
-from vramplan.tape import Kernels, Tape, Tensor
+from vramplan.tape import Tape, Tensor
 
 SHAPES = given(b=st.integers(1, 8), s=st.integers(1, 512), a=st.integers(1, 16), d=st.integers(1, 128))
 

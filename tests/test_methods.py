@@ -13,10 +13,11 @@ import pytest
 from vramplan import BadInput, Unknown, estimate
 from vramplan.dim import Dim
 from vramplan.families import walk
+from vramplan.kernels import Kernels
 from vramplan.ledger import Moment
 from vramplan.methods import Adapters, Full, ends, inside, packed_as, variant
 from vramplan.ops.packed import Packed
-from vramplan.tape import Kernels, Tape
+from vramplan.tape import Tape
 
 LLAMA = "meta-llama/Llama-3.2-1B"
 HIDDEN, FFN, KV, LAYERS, VOCAB = 2048, 8192, 512, 16, 128_256

@@ -9,10 +9,11 @@ import pytest
 from vramplan import BadInput, Estimate, Unknown, estimate
 from vramplan.dim import Dim, numel
 from vramplan.engines.train.objectives import objective, objective_names
+from vramplan.kernels import Kernels
 from vramplan.ledger import Moment
 from vramplan.ops.fused_loss import trl
 from vramplan.ops.preference import odds_ratio, score
-from vramplan.tape import Kernels, Tape
+from vramplan.tape import Tape
 
 MODEL = "meta-llama/Llama-3.1-8B"
 PARAMETERS, HIDDEN, VOCAB = 8_030_261_248, 4096, 128_256

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from vramplan.dim import Dim
+from vramplan.kernels import Kernels
 from vramplan.ops import (
     attention,
     causal_conv,
@@ -20,7 +21,7 @@ from vramplan.ops import (
     route,
     selective_scan,
 )
-from vramplan.tape import Kernels, Tape, Tensor
+from vramplan.tape import Tape, Tensor
 
 B, S, H, F, V = 2, 5, 8, 12, 20
 ROWS = B * S

@@ -8,11 +8,12 @@ from __future__ import annotations
 import pytest
 
 from vramplan.dim import Dim
+from vramplan.kernels import Kernels
 from vramplan.methods import Full
 from vramplan.ops.delta_rule import CHUNK, Heads, chunked_delta_rule
 from vramplan.ops.mamba_scan import Scan, chunked_scan
 from vramplan.ops.token_scan import token_scan
-from vramplan.tape import Kernels, Tape, Tensor
+from vramplan.tape import Tape, Tensor
 
 B, S = 2, 130
 PADDED = 192

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from vramplan.dim import Dim, numel, shape_label
-from vramplan.tape import Cache, Kernels, Tape, Tensor
+from vramplan.kernels import Kernels
+from vramplan.tape import Cache, Tape, Tensor
 
 
 def tape(frames: str = "held", **more: int) -> Tape:

@@ -18,11 +18,12 @@ from vramplan import BadInput, Unknown, estimate, scenario
 from vramplan.allocator import ALLOC, FREE, Event, replay
 from vramplan.dim import Dim
 from vramplan.families import walk
+from vramplan.kernels import Kernels
 from vramplan.methods import Full
 from vramplan.ops.loss import cross_entropy
 from vramplan.runs import Checkpointing
 from vramplan.sweep import forward_only, sweep
-from vramplan.tape import Kernels, Op, Tape
+from vramplan.tape import Op, Tape
 from vramplan.timeline import timeline
 
 ROWS = [json.loads(line) for line in (Path(__file__).parent.parent / "data" / "traced" / "steps.jsonl").read_text().splitlines()]

@@ -6,8 +6,9 @@ import pytest
 
 from vramplan import BadInput, Unknown, estimate, scenario
 from vramplan.dim import Dim
+from vramplan.kernels import Kernels
 from vramplan.ledger import Moment
-from vramplan.tape import Kernels, Tape
+from vramplan.tape import Tape
 from vramplan.units import GiB
 
 MODEL = "meta-llama/Llama-3.1-8B"

@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 
 from vramplan import BadInput, Unknown, estimate, scenario
+from vramplan.kernels import Kernels
 from vramplan.ledger import Moment
 from vramplan.methods import Frozen
 from vramplan.ops import embed, head
 from vramplan.ops.fused_loss import unsloth
-from vramplan.tape import Dim, Kernels, Tape
+from vramplan.tape import Dim, Tape
 
 TRACED = Path(__file__).parent.parent / "data" / "traced" / "kernels.jsonl"
 ROWS = [row for row in map(json.loads, TRACED.read_text().splitlines()) if row["scenario"]["engine"] == "unsloth"]

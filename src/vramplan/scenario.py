@@ -282,7 +282,7 @@ class Scenario:
     )  # fmt: skip
     num_beams: int | None = _key("beams of beam search (transformers)", _integer(1, 1024), "Inference")
     cache_implementation: str | None = _key(
-        "generate's cache (transformers): dynamic, static, offloaded, offloaded-static, or quantised: quanto-int4, quanto-int2, fp8, hqq-int4",
+        "cache of generate (transformers): dynamic, static, offloaded, offloaded-static, quanto-int4, quanto-int2, fp8 or hqq-int4",
         _choice("dynamic", "static", "offloaded", "offloaded-static", "quanto-int4", "quanto-int2", "fp8", "hqq-int4"),
         "Inference",
     )

@@ -12,7 +12,8 @@ import pytest
 from vramplan.dim import Dim
 from vramplan.errors import BadInput
 from vramplan.families import walk
-from vramplan.tape import Kernels, Tape
+from vramplan.kernels import Kernels
+from vramplan.tape import Tape
 
 BASE = {"hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 4, "intermediate_size": 96, "vocab_size": 100}
 GEMMA2_9B = {

@@ -13,8 +13,9 @@ import pytest
 from vramplan.dim import Dim
 from vramplan.errors import BadInput
 from vramplan.families import walk
+from vramplan.kernels import Kernels
 from vramplan.ops.norm_fp32 import gated_rms_norm, rms_norm_fp32
-from vramplan.tape import Kernels, Tape
+from vramplan.tape import Tape
 
 BYTES = {None: 2, "bf16": 2, "fp32": 4}
 

@@ -10,7 +10,8 @@ import pytest
 from vramplan.dim import Dim
 from vramplan.errors import BadInput
 from vramplan.families import walk
-from vramplan.tape import Kernels, Tape
+from vramplan.kernels import Kernels
+from vramplan.tape import Tape
 
 CONTEXT = 131_072
 V3: dict[str, Any] = {"model_type": "deepseek_v3"}

@@ -19,10 +19,11 @@ from vramplan.catalog.models import find_model
 from vramplan.dim import Dim
 from vramplan.families import walk
 from vramplan.families.vision_images import FAR, rounded, shrunk
+from vramplan.kernels import Kernels
 from vramplan.methods import Adapters, Full
 from vramplan.runs import Checkpointing
 from vramplan.sweep import sweep
-from vramplan.tape import Kernels, Tape
+from vramplan.tape import Tape
 
 LLAVA, GEMMA, PIXTRAL = "llava-hf/llava-1.5-7b-hf", "google/gemma-3-4b-it", "mistral-community/pixtral-12b"
 QWEN2, QWEN25, QWEN3 = "Qwen/Qwen2-VL-2B-Instruct", "Qwen/Qwen2.5-VL-3B-Instruct", "Qwen/Qwen3-VL-2B-Instruct"

@@ -18,9 +18,10 @@ from test_meta import chosen, real_model
 from vramplan.catalog.models import ModelEntry
 from vramplan.dim import Dim
 from vramplan.families import walk
+from vramplan.kernels import Kernels
 from vramplan.methods import FUSED, ROUTER_LAYERS, WITHOUT_OUT_PROJ, Adapters
 from vramplan.ops.packed import Packed
-from vramplan.tape import Kernels, Tape
+from vramplan.tape import Tape
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

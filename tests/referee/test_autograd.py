@@ -13,7 +13,8 @@ import pytest
 
 from vramplan.dim import Dim
 from vramplan.families import walk
-from vramplan.tape import Kernels, Tape
+from vramplan.kernels import Kernels
+from vramplan.tape import Tape
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

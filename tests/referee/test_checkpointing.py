@@ -12,11 +12,12 @@ import pytest
 
 from vramplan.dim import Dim
 from vramplan.families import walk
+from vramplan.kernels import Kernels
 from vramplan.methods import Full
 from vramplan.ops.loss import cross_entropy
 from vramplan.runs import Checkpointing
 from vramplan.sweep import sweep
-from vramplan.tape import Kernels, Op, Tape
+from vramplan.tape import Op, Tape
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

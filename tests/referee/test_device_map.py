@@ -9,8 +9,8 @@ import pytest
 from vramplan.engines.job import Job
 from vramplan.engines.transformers_devices import device_map, limits, modules
 from vramplan.formats import scheme
+from vramplan.kernels import Kernels
 from vramplan.sources import resolve
-from vramplan.tape import Kernels
 from vramplan.units import GiB
 
 torch = pytest.importorskip("torch")

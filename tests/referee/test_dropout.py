@@ -13,9 +13,10 @@ import pytest
 from vramplan import estimate, scenario
 from vramplan.dim import Dim
 from vramplan.families import walk
+from vramplan.kernels import Kernels
 from vramplan.ledger import Moment
 from vramplan.methods import Full
-from vramplan.tape import Kernels, Tape
+from vramplan.tape import Tape
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

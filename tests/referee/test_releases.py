@@ -17,10 +17,11 @@ import pytest
 from vramplan.dim import Dim
 from vramplan.engines.train.transformers_versions import Behaviour, behaviour
 from vramplan.families import walk
+from vramplan.kernels import Kernels
 from vramplan.methods import Full
 from vramplan.ops.loss import cross_entropy
 from vramplan.sweep import sweep
-from vramplan.tape import Kernels, Tape
+from vramplan.tape import Tape
 
 ROWS = [json.loads(line) for line in (Path(__file__).parents[2] / "data" / "traced" / "versions.jsonl").read_text().splitlines()]
 DROPS = ("gpt2", "bert", "roberta")

@@ -23,8 +23,9 @@ from vramplan.catalog.models import find_model
 from vramplan.dim import Dim
 from vramplan.families import walk
 from vramplan.families.vision_images import FAR, rounded, shrunk
+from vramplan.kernels import Kernels
 from vramplan.scenario import scenario
-from vramplan.tape import Kernels, Tape
+from vramplan.tape import Tape
 
 torch = pytest.importorskip("torch")
 for extra in ("transformers", "peft", "bitsandbytes"):

@@ -14,8 +14,9 @@ from collections.abc import Iterator
 from ..dim import numel
 from ..errors import BadInput
 from ..formats import weights_nbytes
+from ..kernels import Kernels
 from ..ledger import Item, Moment
-from ..tape import Kernels, Tape
+from ..tape import Tape
 from ..units import MiB
 from .exllama import ALWAYS, CHUNK, answer, cache_tokens, fitted, matrices, weights
 from .job import Account, Job

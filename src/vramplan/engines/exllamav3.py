@@ -15,8 +15,9 @@ from functools import partial
 from ..errors import BadInput
 from ..formats import weights_nbytes
 from ..formats.kv import EXLLAMA
+from ..kernels import Kernels
 from ..ledger import Item, Moment
-from ..tape import Cache, Kernels, Tape
+from ..tape import Cache, Tape
 from ..units import GiB
 from .exllama import ALWAYS, CHUNK, PAGE, answer, cache_tokens, fitted, matrices, weights
 from .job import Account, Job

@@ -13,10 +13,11 @@ from ..families import walk
 from ..formats import Scheme
 from ..formats.dtypes import ALIASES
 from ..formats.kv import kv_bytes
+from ..kernels import Kernels
 from ..ledger import Item
 from ..scenario import Scenario
 from ..sources.model import Model
-from ..tape import Kernels, Method, Tape
+from ..tape import Method, Tape
 
 MANY = (
     "gpu_count", "tensor_parallel", "pipeline_parallel", "data_parallel", "context_parallel", "expert_parallel", "offload", "draft_model",

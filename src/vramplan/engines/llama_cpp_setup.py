@@ -13,9 +13,10 @@ from ..dim import Dim
 from ..errors import BadInput, Unknown
 from ..families import walk
 from ..formats.kv import GGML
+from ..kernels import Kernels
 from ..scenario import MTP
 from ..sources.model import Model
-from ..tape import Kernels, Tape
+from ..tape import Tape
 from .job import Job
 from .lines import kv_type
 from .llama_cpp_cache import Slots, slots

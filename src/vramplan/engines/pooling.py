@@ -13,8 +13,9 @@ import re
 from dataclasses import replace
 
 from ..errors import BadInput
+from ..kernels import Kernels
 from ..ledger import Item, Moment
-from ..tape import Kernels, Method, Tape
+from ..tape import Method, Tape
 from .job import Account, Job
 from .lines import block_rest_item, cache_items, counted, text_caches, weight_items
 from .process import CUDA_CONTEXT, cublas

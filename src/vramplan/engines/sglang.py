@@ -19,9 +19,10 @@ from dataclasses import dataclass
 from ..catalog.gpus import Gpu
 from ..errors import BadInput, Unknown
 from ..formats import weights_nbytes
+from ..kernels import Kernels
 from ..ledger import Item, Moment
 from ..parallel.pipeline import layers_from_the_end
-from ..tape import Kernels, Tape
+from ..tape import Tape
 from ..units import GiB, MiB, gib
 from .advice import starts
 from .job import MANY, Account, Device, Job, release

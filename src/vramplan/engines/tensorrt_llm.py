@@ -13,8 +13,9 @@ from __future__ import annotations
 from ..dim import numel
 from ..errors import BadInput, Unknown
 from ..formats.kv import kv_bytes
+from ..kernels import Kernels
 from ..ledger import Item
-from ..tape import Cache, Kernels, Tape
+from ..tape import Cache, Tape
 from .cuda_context import context_item
 from .free_share import Stage, fill, paged_only, request_items
 from .job import MANY, Account, Job, release

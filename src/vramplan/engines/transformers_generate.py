@@ -11,8 +11,9 @@ from typing import Any
 
 from ..errors import BadInput
 from ..formats import scheme
+from ..kernels import Kernels
 from ..ledger import Item, Moment
-from ..tape import Kernels, Tape
+from ..tape import Tape
 from .job import Job, release
 from .lines import SERVING, block_rest_item, counted, weight_items
 from .process import CUDA_CONTEXT, cublas

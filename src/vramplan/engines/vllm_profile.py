@@ -17,9 +17,10 @@ from ..catalog.gpus import Gpu
 from ..dim import Dim, numel
 from ..errors import Unknown
 from ..families import walk
+from ..kernels import Kernels
 from ..ledger import Item
 from ..sources.model import Model
-from ..tape import Kernels, Picture, Tape
+from ..tape import Picture, Tape
 from ..units import MiB
 from .job import Job
 from .lines import SERVING, counted

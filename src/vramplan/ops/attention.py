@@ -148,8 +148,8 @@ def _probabilities(
     Soft-capped scores are divided, go through a tanh, which backward keeps, and are multiplied. All layers share the mask. The softmax is
     in fp32 where it is cast to `wide` bytes afterwards (0: it stays in the scores' own dtype, as BERT's), and always under autocast; bf16
     scores are copied to fp32 first (pytorch `aten/native/SoftMax.cpp`). What is dropped in training is another tensor, with its mask. A
-    learned logit of each head, its `sinks`, is joined to the masked scores, whose largest is then taken off, and the softmax is in their own
-    dtype (5.23 `models/gpt_oss/modeling_gpt_oss.py`, eager_attention_forward).
+    learned logit of each head, its `sinks`, is joined to the masked scores, whose largest is then taken off, and the softmax is in their
+    own dtype (5.23 `models/gpt_oss/modeling_gpt_oss.py`, eager_attention_forward).
     """
     size = q.itemsize
     scores = t.op(f"{name}.scores", (q, k), square, itemsize=size, flops=2 * numel(square) * int(q.shape[2] // square[1]), saves=(q, k))

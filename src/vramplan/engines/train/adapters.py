@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from ...errors import BadInput, Unknown, nearest
+from ...kernels import Kernels
 from ...methods import (
     ADAPTERS,
     FUSED,
@@ -20,7 +21,7 @@ from ...methods import (
     variant,
 )
 from ...ops.packed import Packed
-from ...tape import Kernels, Tape
+from ...tape import Tape
 from ..job import Job, release
 
 

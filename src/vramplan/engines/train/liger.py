@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ...errors import Unknown
-from ...tape import Kernels
+from ...kernels import Kernels
 
 VERSION = "0.8.5"
 

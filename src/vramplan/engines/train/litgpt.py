@@ -13,11 +13,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from ...errors import BadInput, Unknown, nearest
+from ...kernels import Kernels
 from ...ledger import Item, Moment
 from ...methods import Adapters, implied
 from ...ops.chunked import chunked_cross_entropy, held, split_cross_entropy
 from ...ops.lora import Adapter
-from ...tape import Kernels, Tape, Weight
+from ...tape import Tape, Weight
 from ..job import Account, Job, release
 from .recipe import Framework, Recipe
 from .sharing import Shares

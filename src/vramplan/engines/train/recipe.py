@@ -10,12 +10,13 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from ...errors import BadInput, Unknown, nearest
+from ...kernels import Kernels
 from ...ledger import Item
 from ...methods import Adapters, Full
 from ...optimizers.master import DEEPSPEED, Master
 from ...parallel.context import degree as context_of
 from ...runs import Checkpointing
-from ...tape import Kernels, Op, Tape, Weight
+from ...tape import Op, Tape, Weight
 from ..job import MANY, Job
 from ..process import CUDA_CONTEXT
 from . import deepspeed

@@ -11,9 +11,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ...errors import BadInput, Unknown
+from ...kernels import Kernels
 from ...ops.loss import compiled_cross_entropy, cross_entropy
 from ...optimizers import named
-from ...tape import Kernels, Op, Tape
+from ...tape import Op, Tape
 from ..job import Account, Job, release
 from .recipe import Framework, Recipe
 from .sharing import Shares

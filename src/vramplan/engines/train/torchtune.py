@@ -12,12 +12,13 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from ...errors import BadInput, Unknown
+from ...kernels import Kernels
 from ...ledger import Item
 from ...methods import Adapters, implied
 from ...ops.chunked import chunked_output_loss
 from ...ops.lora import Adapter
 from ...ops.loss import cross_entropy
-from ...tape import Kernels, Tape, Weight
+from ...tape import Tape, Weight
 from ..job import Account, Job
 from .recipe import Framework, Recipe
 from .sharing import Shares

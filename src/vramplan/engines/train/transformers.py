@@ -12,10 +12,11 @@ from dataclasses import replace
 from typing import Literal
 
 from ...errors import BadInput, Unknown
+from ...kernels import Kernels
 from ...methods import ADAPTERS
 from ...ops import fused_loss
 from ...ops.loss import cross_entropy
-from ...tape import Kernels, Tape
+from ...tape import Tape
 from ..job import Account, Job
 from . import liger
 from .recipe import Framework, Recipe

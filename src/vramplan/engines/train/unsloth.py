@@ -10,9 +10,10 @@ from dataclasses import replace
 
 from ...dim import numel
 from ...errors import Unknown
+from ...kernels import Kernels
 from ...ledger import Item, Moment
 from ...ops import fused_loss
-from ...tape import Kernels, Tape
+from ...tape import Tape
 from ..job import Account, Job, release
 from .recipe import Framework, Recipe
 from .step import account as step_account

@@ -8,9 +8,10 @@ from math import gcd
 from typing import TYPE_CHECKING
 
 from ....errors import BadInput, Unknown
+from ....kernels import Kernels
 from ....methods import ADAPTERS, packed_as
 from ....scenario import Scenario
-from ....tape import Kernels, Tape
+from ....tape import Tape
 from ...job import Job
 from . import TRL, Objective, objective
 from .grpo import GROUP
