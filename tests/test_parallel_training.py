@@ -42,13 +42,13 @@ def test_degree_one_is_the_identity() -> None:
 def test_the_ranks_keep_what_one_keeps(degree: int) -> None:
     """Of a sequence's activations each rank has its share, and so have weights: FSDP goes over the ranks of one sequence too.
 
-    Each has all of the head, in bf16, and the numbers of all positions.
+    Each has all of the head and the norm before it, in bf16, and the numbers of all positions.
     """
     keys = {**LLAMA, "sequence_length": 131_072, "gpu_count": 8, "checkpointing": "full"}
     one, many = (estimate(**keys, context_parallel=n).ledger for n in (1, degree))
     assert many.total("weights") == one.total("weights")
     kept = [ledger.total("saved activations", moment=Moment.LOSS) for ledger in (one, many)]
-    head, positions = 2 * 128_256 * 4096, 4 * 131_072 * 128
+    head, positions = 2 * (128_256 + 1) * 4096, 4 * 131_072 * 128
     assert degree * kept[1] - kept[0] == (degree - 1) * (head + positions)
 
 

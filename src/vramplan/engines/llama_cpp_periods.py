@@ -15,7 +15,7 @@ def representatives(kinds: Sequence[Hashable]) -> tuple[list[int], list[int]]:
     """The indexes of layers that stand for all, and for each layer which of these, of layers of these kinds.
 
     >>> representatives("aaaaaaaa")
-    ([0, 1, 2, 3, 6, 7], [0, 1, 2, 3, 3, 3, 4, 5])
+    ([0, 1, 2, 6, 7], [0, 1, 2, 2, 2, 2, 3, 4])
     """
     first, last = {kind: i for i, kind in reversed(list(enumerate(kinds)))}, {kind: i for i, kind in enumerate(kinds)}
     numbers = {kind: 4 * n for n, kind in enumerate(first)}

@@ -53,13 +53,14 @@ class Sharing:
         """Of ZeRO, 0 without it."""
         return self.shares.stage if self.shares else 0
 
-    def assumptions(self, *, packed: bool) -> list[str]:
+    def assumptions(self, *, packed: bool, context: int) -> list[str]:
         """How the GPUs share the model, in words; nothing for one."""
         if self.ranks == 1 and not self.shares:
             return []
         units = "DeepSpeed's defaults and `auto` sizes" if self.stage else "each layer a unit"
         named = f"{self.shares.named}, {units}" if self.shares else "DDP, gradient_as_bucket_view off"
-        lines = [f"each of {self.ranks} GPUs trains on micro_batch sequences of its own ({named}); what NCCL takes is not in it"]
+        who = f"each of {self.ranks} GPUs trains" if context == 1 else f"every {context} of {self.ranks} GPUs train together"
+        lines = [f"{who} on micro_batch sequences of {'its' if context == 1 else 'their'} own ({named}); what NCCL takes is not in it"]
         if self.stage:
             return [*lines, ZERO]
         return [*lines, "packed weights are shared out: bnb_4bit_quant_storage is a float type"] if packed and self.shares else lines

@@ -341,7 +341,7 @@ def _assumptions(recipe: Recipe, tape: Tape) -> list[str]:
     if adapters:
         lines += adapters.assumptions(tape.weights)
     lines += recipe.framework.assumes(recipe)
-    lines += recipe.sharing.assumptions(packed=bool(adapters and adapters.base))
+    lines += recipe.sharing.assumptions(packed=bool(adapters and adapters.base), context=recipe.context)
     if tape.kernels.recurrence == "composed" and any(cache.side == "state" for cache in tape.caches):
         lines.append("delta rules and scans by torch's own operators: flash-linear-attention and mamba-ssm are not installed")
     lines.append("all sequences as long as the longest")
