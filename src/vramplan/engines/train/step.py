@@ -32,15 +32,9 @@ from .adapters import check
 from .loading import loading
 from .objectives.passes import Beside, beside
 from .recipe import Framework, Recipe, read
-from .sharing import DDP, Sharing
-from .stepping import TRAINING, Stepping
+from .shared import PACKED_BYTES, apart, scales, sharding_of, shared_items, shares_packed
+from .stepping import LOADED, TRAINING, Stepping
 
-LOADED = TRAINING | {Moment.LOAD}
-PACKED_BYTES = 0.5
-"""Of an element of a 4-bit weight, which FSDP gathers as it is packed; scales are whole on every rank."""
-HOSTED = ("weights", "gradients", "optimizer states", "optimizer step")
-STAYS = (("scales",), ("rotary tables",), ("embedding replaced",))
-"""What FSDP's CPU offload has in host memory, and what stays on the GPU though it is listed with the weights."""
 SWEPT = "the sweep of the tape, as torch's autograd engine runs it"
 
 
@@ -50,7 +44,7 @@ def account(job: Job, framework: Framework) -> Account:
     tape = _tape(job, recipe)
     trained = list({id(weight): weight for weight in tape.weights if weight.trained and weight.kind != "buffer"}.values())
     form = _form(job, recipe)
-    sharding = _sharding(job, recipe, trained, any(weight.tied for weight in tape.weights))
+    sharding = sharding_of(job, recipe, trained, any(weight.tied for weight in tape.weights))
     mine = [sharding.part(w) for w in tape.weights] if sharding else tape.weights
     zero = sharding if isinstance(sharding, Zero) else None
     stepping = Stepping(job, recipe, sharding.stepped(trained) if sharding else trained, norm=zero.norm(trained) if zero else 0)
@@ -69,14 +63,14 @@ def account(job: Job, framework: Framework) -> Account:
         *loading(tape, recipe),
         *stepping.items(),
         *worst,
-        *(deepspeed.items(zero, tape.weights) if zero else _shared(recipe, root, trained)),
-        *_scales(tape, recipe, form),
+        *(deepspeed.items(zero, tape.weights) if zero else shared_items(recipe, root, trained)),
+        *scales(tape, recipe, form),
         *_workspaces(job),
         *framework.stays(tape, recipe),
         Item(path=("cuda context",), nbytes=framework.context[0], alive=LOADED, why="one process", source=framework.context[1]),
     ]
     items = extra.joined(items)
-    items, host = _apart(items, recipe.sharing)
+    items, host = apart(items, recipe.sharing)
     peak = ledger(items).peak()[1]
 
     def events() -> list[Event]:
@@ -130,27 +124,6 @@ def _tape(job: Job, recipe: Recipe) -> Tape:
     return context_parallel(tape, recipe.context)
 
 
-def _sharding(job: Job, recipe: Recipe, trained: Sequence[Weight], tied: bool) -> Sharding | Zero | None:
-    """How several GPUs share the weights, where they do. FSDP wants all that train to have one dtype."""
-    if not recipe.sharing.shares:
-        return None
-    if recipe.sharing.stage:
-        return deepspeed.zero(job, recipe.sharing)
-    if recipe.adapters and recipe.adapters.base and recipe.adapters.base.eight:
-        raise Unknown("quantization 'int8' with sharding 'fsdp': bitsandbytes' int8 weights are not shared out; choose nf4 or ddp")
-    sizes = {(recipe.computed(weight), recipe.gradient(weight)) for weight in trained}
-    if len(sizes) > 1:
-        raise BadInput("sharding 'fsdp' with weights of several dtypes that train: it wants one; choose another precision or lora.dtype")
-    computed, gradient = sizes.pop()
-
-    def gathered(weight: Weight) -> float:
-        if recipe.adapters and recipe.adapters.packed(weight):
-            return PACKED_BYTES
-        return computed if computed != gradient else recipe.size(weight)
-
-    return recipe.sharing.sharding(gathered, computed=computed, gradient=gradient, tied=tied)
-
-
 def _passes(tape: Tape, recipe: Recipe, stepping: Stepping, sharding: Sharding | Zero | None, root: Unit) -> list[Sweep]:
     """The first pass of a step, and with accumulation one of those that add to its gradients."""
     kinds = (True,) if stepping.adds else (False, True) if recipe.passes > 1 else (False,)
@@ -174,45 +147,6 @@ def _passes(tape: Tape, recipe: Recipe, stepping: Stepping, sharding: Sharding |
             )
         )
     return swept
-
-
-def _shared(recipe: Recipe, root: Unit, trained: Sequence[Weight]) -> list[Item]:
-    """What several GPUs have beside their own: the whole root of FSDP, DDP's buckets."""
-    if recipe.sharing.shares:
-        why, alive = "outside the layers: whole from the first op to the end of the backward pass", TRAINING - {Moment.STEP}
-        return [Item(path=("gathered", "root"), nbytes=root.whole, alive=alive, why=why, source=SHARDED)]
-    if recipe.sharing.ranks == 1:
-        return []
-    nbytes = sum(weight.numel * recipe.gradient(weight) for weight in trained)
-    why = "a second place for every gradient, from which it is reduced (gradient_as_bucket_view is off by default)"
-    return [Item(path=("gradients", "buckets"), nbytes=nbytes, alive=TRAINING, why=why, source=DDP)]
-
-
-def _scales(tape: Tape, recipe: Recipe, form: Scheme) -> list[Item]:
-    """Of packed weights that several GPUs share, each has all the scales: they are no parameters (bitsandbytes' quant_state)."""
-    packed = [weight for weight in tape.weights if _shared_packed(recipe, weight)]
-    scales = sum(share.nbytes for share in weights_nbytes(packed, form)) - int(sum(weight.numel for weight in packed) * PACKED_BYTES)
-    return [Item(path=("weights", "scales"), nbytes=scales, alive=LOADED, why="whole on every rank", source=SHARDED)] if packed else []
-
-
-def _shared_packed(recipe: Recipe, weight: Weight) -> bool:
-    """Whether several GPUs share the packed form of a weight."""
-    return bool(
-        recipe.sharing.shares
-        and not recipe.sharing.stage
-        and recipe.adapters
-        and weight.part != "adapters"
-        and recipe.adapters.packed(weight)
-    )
-
-
-def _apart(items: Sequence[Item], sharing: Sharing) -> tuple[list[Item], list[Item]]:
-    """What is on the GPU, and what all ranks together have in host memory: there the optimizer steps."""
-    if not sharing.hosted:
-        return list(items), []
-    there = [item for item in items if item.path[0] in HOSTED and item.path[1:] not in STAYS and Moment.STEP in item.alive]
-    here = [item for item in items if item not in there]
-    return here, [replace(item, nbytes=item.nbytes * sharing.ranks) for item in there]
 
 
 def _first_step(items: Iterable[Item], stepping: Stepping) -> int:
@@ -242,7 +176,7 @@ def _weights(job: Job, weights: Sequence[Weight], recipe: Recipe, form: Scheme) 
     items = []
     for share in weights_nbytes(base, form):
         item = item_of_share(share, LOADED, job.model.origin)
-        items.append(replace(item, nbytes=int(share.weight.numel * PACKED_BYTES)) if _shared_packed(recipe, share.weight) else item)
+        items.append(replace(item, nbytes=int(share.weight.numel * PACKED_BYTES)) if shares_packed(recipe, share.weight) else item)
     for weight in weights:
         if weight.part == "adapters":
             size = recipe.size(weight)
@@ -314,7 +248,7 @@ def _events(
             resident += [block for share in weights_nbytes([weight], form) for block in each(weight, share.nbytes)] * (1 + extra.copies)
     workspace = sum(item.nbytes for item in _workspaces(job)) // 2
     stays = [item.nbytes for item in recipe.framework.stays(tape, recipe) if item.alive >= TRAINING]
-    resident += [*stepping.resident(), *stays, *(item.nbytes for item in _scales(tape, recipe, form))]
+    resident += [*stepping.resident(), *stays, *(item.nbytes for item in scales(tape, recipe, form))]
     states, step = ((), ()) if recipe.sharing.hosted else (stepping.states(), stepping.step()[1])
     return timeline(resident, passes, states=states, step=step, between=extra.between, workspaces=(workspace, workspace))
 

@@ -19,6 +19,7 @@ from ..job import Job
 from .recipe import FLOATS, Recipe
 
 TRAINING = frozenset({Moment.FORWARD, Moment.LOSS, Moment.BACKWARD, Moment.STEP})
+LOADED = TRAINING | {Moment.LOAD}
 
 
 class Stepping:
