@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from multiprocessing import get_context
 from typing import Any
 
 import pytest
@@ -91,7 +92,20 @@ def ours(name: str, gpus: tuple[int, ...], kind: str) -> dict[Any, int]:
     return {place: nbytes for place, nbytes in on.items() if nbytes}
 
 
-@pytest.mark.parametrize(("name", "sizes", "kind"), CASES)
-def test_bytes_on_each_place(name: str, sizes: tuple[float, ...], kind: str) -> None:
-    gpus = tuple(int(size * GiB) for size in sizes)
-    assert ours(name, gpus, kind) == real(name, gpus, kind)
+def limits_of(sizes: tuple[float, ...]) -> tuple[int, ...]:
+    return tuple(int(size * GiB) for size in sizes)
+
+
+@pytest.fixture(scope="module")
+def places() -> list[dict[Any, int]]:
+    """transformers' own, in a process of their own: models that were built before may leave marks on the classes that all share, such as
+    which modules stay in fp32 (DeepSeek-V2's routers did after the other referees).
+    """
+    with get_context("spawn").Pool(1) as pool:
+        return pool.starmap(real, [(name, limits_of(sizes), kind) for name, sizes, kind in CASES])
+
+
+@pytest.mark.parametrize("number", range(len(CASES)), ids=lambda number: f"{CASES[number][0]}-{number}")
+def test_bytes_on_each_place(number: int, places: list[dict[Any, int]]) -> None:
+    name, sizes, kind = CASES[number]
+    assert ours(name, limits_of(sizes), kind) == places[number]
