@@ -18,6 +18,14 @@ def starts(account: Account) -> bool:
     return account.room is not None and sum(item.nbytes for item in account.items) <= account.room
 
 
+def advised(job: Job, account: Callable[[Job], Account], advice: Callable[[Job, Account, Callable[[Job], Account]], list[str]]) -> Account:
+    """The engine's `account` of a job, with its `advice`, made when it is asked for, where it does not start."""
+    made = account(job)
+    if made.room is not None and not starts(made):
+        made.advice = lambda: advice(job, made, account)
+    return made
+
+
 def told(job: Job, tried: Callable[[Job], Account], ways: Iterable[Iterable[Change]]) -> list[str]:
     """One line with the first flag of each of `ways` that does; the first way is the one that costs a user least."""
     found = [flag for way in ways if (flag := _first(job, tried, way))]

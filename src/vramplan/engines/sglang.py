@@ -24,7 +24,7 @@ from ..ledger import Item, Moment
 from ..parallel.pipeline import layers_from_the_end
 from ..tape import Tape
 from ..units import GiB, MiB, gib
-from .advice import starts
+from .advice import advised
 from .job import MANY, Account, Device, Job, release
 from .lines import SERVING, counted, text_caches, weight_items
 from .mxfp4 import FLASHINFER as FLASHINFER_EXPERTS
@@ -60,10 +60,7 @@ KERNELS = Kernels(
 
 def account(job: Job) -> Account:
     """What `sglang.launch_server` takes on one GPU, what its pools hold, and what would make it start where it does not."""
-    made = _account(job)
-    if made.room is not None and not starts(made):
-        made.advice = lambda: advice(job, made, _account)
-    return made
+    return advised(job, _account, advice)
 
 
 def _account(job: Job) -> Account:

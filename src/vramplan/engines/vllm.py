@@ -18,7 +18,7 @@ from ..ledger import Item, Moment
 from ..scenario import MTP
 from ..tape import Tape
 from ..units import GiB, gib
-from .advice import starts
+from .advice import advised
 from .drafts import draft, own_layers, with_draft
 from .job import Account, Device, Job
 from .lines import SERVING, counted, item_of_share
@@ -57,10 +57,7 @@ class Stage:
 
 def account(job: Job) -> Account:
     """What `vllm serve` takes on one GPU, what its pool holds, and what would make it start where it does not."""
-    made = _account(job)
-    if made.room is not None and not starts(made):
-        made.advice = lambda: advice(job, made, _account)
-    return made
+    return advised(job, _account, advice)
 
 
 def _account(job: Job) -> Account:
