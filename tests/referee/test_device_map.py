@@ -98,9 +98,7 @@ def limits_of(sizes: tuple[float, ...]) -> tuple[int, ...]:
 
 @pytest.fixture(scope="module")
 def places() -> list[dict[Any, int]]:
-    """transformers' own, in a process of their own: models that were built before may leave marks on the classes that all share, such as
-    which modules stay in fp32 (DeepSeek-V2's routers did after the other referees).
-    """
+    """transformers' own, in a process of their own: models that were built before may leave marks on the classes that all share."""
     with get_context("spawn").Pool(1) as pool:
         return pool.starmap(real, [(name, limits_of(sizes), kind) for name, sizes, kind in CASES])
 
