@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+SPACED = {"+": " + "}
+
 
 class Dim(int):
     """A size that remembers its name, so that a formula can be printed: products, sums and quotients of Dims carry labels.
@@ -13,30 +15,38 @@ class Dim(int):
     (4096, 'heads·head_dim')
     """
 
-    label: str
+    name: str
     parts: tuple[str, int, int] | None
     """How it was made of two others: `·`, `+` or `/`, and both; None for a size of its own."""
 
-    def __new__(cls, value: int, label: str = "", parts: tuple[str, int, int] | None = None) -> Dim:
+    def __new__(cls, value: int, name: str = "", parts: tuple[str, int, int] | None = None) -> Dim:
         self = super().__new__(cls, value)
-        self.label = label or str(int(value))
-        self.parts = parts
+        self.name, self.parts = name, parts
         return self
 
+    @property
+    def label(self) -> str:
+        """Its name, or how it was made of named ones; the bare number where it has none."""
+        if self.name or self.parts is None:
+            return self.name or str(int(self))
+        sign, left, right = self.parts
+        made = f"{_label(left)}{SPACED.get(sign, sign)}{_label(right)}"
+        return f"({made})" if sign == "+" else made
+
     def __mul__(self, other: int) -> Dim:
-        return Dim(int.__mul__(self, other), f"{self.label}·{_label(other)}", ("·", self, other))
+        return Dim(int.__mul__(self, other), "", ("·", self, other))
 
     def __rmul__(self, other: int) -> Dim:
-        return Dim(int.__mul__(self, other), f"{other}·{self.label}", ("·", other, self))
+        return Dim(int.__mul__(self, other), "", ("·", other, self))
 
     def __add__(self, other: int) -> Dim:
-        return Dim(int.__add__(self, other), f"({self.label} + {_label(other)})", ("+", self, other))
+        return Dim(int.__add__(self, other), "", ("+", self, other))
 
     def __radd__(self, other: int) -> Dim:
-        return self if other == 0 else Dim(int.__add__(self, other), f"({other} + {self.label})", ("+", other, self))
+        return self if other == 0 else Dim(int.__add__(self, other), "", ("+", other, self))
 
     def __floordiv__(self, other: int) -> Dim:
-        return self if other == 1 else Dim(int.__floordiv__(self, other), f"{self.label}/{_label(other)}", ("/", self, other))
+        return self if other == 1 else Dim(int.__floordiv__(self, other), "", ("/", self, other))
 
 
 def _label(size: int) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -54,7 +53,7 @@ def packed_as(method: str, quantization: str | None) -> str | None:
 
 def shortened(module: str) -> str:
     """A module's path without the numbers of layers and experts."""
-    return re.sub(r"\.\{[ie]\}", "", module)
+    return module.replace(".{i}", "").replace(".{e}", "")
 
 
 def ends(module: str, names: Iterable[str]) -> bool:
