@@ -11,7 +11,7 @@ from vramplan import BadInput, Estimate, Unknown, estimate
 from vramplan.engines.sglang_pools import Pools
 from vramplan.ledger import Moment
 from vramplan.measured.validate import read, replay
-from vramplan.tape import Cache
+from vramplan.tensors import Cache
 from vramplan.units import GiB, MiB
 
 LLAMA = "meta-llama/Llama-3.1-8B"
@@ -25,6 +25,57 @@ TOLERANCE = {"kv_tokens": 0.03, "kv_cache": 0.03, "weights": 0.02, "state_pool":
 
 def sglang(model: Any = LLAMA, **more: Any) -> Estimate:
     return estimate(model, engine="sglang", **{"gpu": "h100-sxm-80gb", "context_length": 8192, **more})
+
+
+# ---- drafts and adapters ------------------------------------------------------------------------------------------------
+EAGLE3: dict[str, object] = {
+    "model_type": "llama", "architectures": ["LlamaForCausalLMEagle3"], "hidden_size": 4096, "intermediate_size": 14336,
+    "num_attention_heads": 32, "num_key_value_heads": 8, "num_hidden_layers": 1, "vocab_size": 128256, "draft_vocab_size": 32000,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("draft", "reserve", "layers", "places"),
+    [(EAGLE3, 2048, 1, 5 * 4 + 8), ("meta-llama/Llama-3.2-1B", 6144, 8, 3 * 1 + 4)],  # 16 layers of heads half as wide
+)
+def test_a_draft_runs_beside_the_pools(draft: Any, reserve: int, layers: int, places: int) -> None:
+    """SGLang 0.5.6: the default leaves 2 or 6 GiB more; 48 requests; both pools hold the tokens of the pool and what is drafted at once."""
+    alone, drafting = sglang(), sglang(draft_model=draft)
+    share = [answer.scenario.gpu_memory_utilization or 0 for answer in (alone, drafting)]
+    assert share[0] - share[1] == pytest.approx(reserve / (80 * 1024), abs=0.0011)
+    assert drafting.scenario.sequences == 48
+    more = 48 * places + 100
+    assert drafting.ledger.total("buffers", "drafted tokens") == more * 131072
+    assert drafting.ledger.total("kv cache", "draft") == (drafting.quantities["kv_tokens"] + more) * layers * 4096
+    assert drafting.ledger.total("buffers", "request table") == 4 * 48 * (8192 + 4 + places - (20 if reserve == 2048 else 3))
+    assert drafting.quantities["kv_tokens"] < alone.quantities["kv_tokens"]
+
+
+def test_its_own_layers_draft() -> None:
+    """DeepSeek-V3 on eight ranks: a layer's latents of every token of the pool once more, 3 steps and 4 verified."""
+    given = {"model": "deepseek-ai/DeepSeek-V3", "gpu_count": 8, "gpu": "b200"}
+    drafting = sglang(**given, draft_model="mtp")
+    more = 48 * 7 + 100
+    assert drafting.ledger.total("kv cache", "draft") == (drafting.quantities["kv_tokens"] + more) * 576 * 2
+    assert drafting.ledger.total("weights", "draft", "projection") == 7168 * 14336 * 2
+
+
+def test_n_grams_need_no_draft() -> None:
+    alone, drafting = sglang(), sglang(draft_model="ngram")
+    assert drafting.scenario.sequences == 48
+    assert drafting.ledger.total("weights") == alone.ledger.total("weights")
+    assert drafting.scenario.gpu_memory_utilization == alone.scenario.gpu_memory_utilization
+
+
+@pytest.mark.parametrize(("tensor", "columns"), [(1, 1), (2, 2)])
+def test_slots_for_adapters_come_before_the_pools(tensor: int, columns: int) -> None:
+    """LoRAMemoryPool.init_buffers: 8 slots of A and B; a rank has columns of q, k, v, gate and up's B, rows of o and down's A."""
+    alone, lora = (sglang(tensor_parallel=tensor, **more) for more in ({}, {"lora": {"rank": 16}}))
+    split = (4096 + 2 * 1024 + 2 * 14336) // columns + (4096 + 14336) // columns
+    whole = 5 * 4096 + 2 * 4096
+    nbytes = 8 * 16 * 32 * (split + whole) * 2
+    assert lora.ledger.total("weights", "adapters") == nbytes
+    assert (alone.quantities["kv_tokens"] - lora.quantities["kv_tokens"]) * 131072 / tensor == pytest.approx(nbytes, abs=131072)
 
 
 # ---- logs of others -----------------------------------------------------------------------------------------------------
@@ -262,7 +313,10 @@ def test_four_ranks_keep_a_quarter() -> None:
         ({"expert_parallel": 2, "tensor_parallel": 4}, Unknown, "expert_parallel 2"),
         ({"expert_parallel": 3, "tensor_parallel": 2}, BadInput, "SGLang spreads experts"),
         ({"pipeline_parallel": 64}, BadInput, "32 layers"),
-        ({"draft_model": LLAMA}, Unknown, "draft_model"),
+        ({"draft_model": LLAMA, "pipeline_parallel": 2}, Unknown, "draft_model"),
+        ({"model": "Qwen/Qwen3-Next-80B-A3B-Instruct", "draft_model": "ngram", "gpu": "b200"}, Unknown, "recurrent states"),
+        ({"lora": {}}, BadInput, "--max-lora-rank"),
+        ({"model": "Qwen/Qwen3-30B-A3B", "lora": {"rank": 8}}, Unknown, "experts"),
         ({"context_length": 131073}, BadInput, "SGLANG_ALLOW_OVERWRITE_LONGER_CONTEXT_LEN"),
         ({"kv_dtype": "fp16"}, BadInput, "no cache type of sglang"),
         ({"kv_dtype": {"k": "fp8", "v": "bf16"}}, BadInput, "one for keys and values"),

@@ -9,29 +9,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from .allocator import Event, Replay, replay
-from .dim import Dim
 from .engines import Account, Job, engine
 from .engines.lines import cache_nbytes, kv_type, text_caches
-from .errors import BadInput, Unknown
-from .families import walk
-from .formats import Scheme, is_gguf, scheme_from_config
+from .errors import Unknown
 from .formats import scheme as named_scheme
 from .ledger import Ledger, Moment, ledger
+from .named import counted, engine_of, gpus_of, is_converted, model_of, own_quantisation, scheme_of, stored_as
 from .scenario import NO_MODEL, Scenario, scenario
 from .sources.model import Model
 from .tape import Tape
 
 if TYPE_CHECKING:
     from .catalog.gpus import Gpu
-    from .formats.gguf_facts import ModelFacts
+    from .speed import Speed
 
 
 NOTHING = Ledger(())
-FLOATS = ("bf16", "fp16", "fp32")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,11 +51,14 @@ class Share:
 class Estimate:
     """The answer: a ledger for the GPU that breaks first, the scenario with every default filled in, and what was assumed.
 
-    `shares` has every kind of GPU, that one first; `host` is what lies in host memory.
+    `shares` has every kind of GPU, that one first; `host` is what lies in host memory; `job` and `tape` are what the engine was asked and
+    the pass that it was answered by.
     """
 
     scenario: Scenario
     model: Model
+    job: Job
+    tape: Tape
     gpu: Gpu | None
     ledger: Ledger
     room: int | None
@@ -86,19 +86,33 @@ class Estimate:
         """Bytes that the engine may take and does not need at the peak; negative where they are missing; None without a GPU."""
         return None if self.room is None else self.room - self.peak[1]
 
-    @property
+    @cached_property
     def fits(self) -> bool | None:
         """Whether the peak is within what the engine may take of the GPU; None without a GPU."""
         if self.room is None or self.headroom is None or self.headroom < 0 or self.reserved is None:
             return None if self.headroom is None else self.headroom >= 0
         if self.reserved.max_reserved + self.outside <= self.room:
             return True
-        return self.events is None or replay(self.events(), capacity=self.room - self.outside).out_of_memory_at is None
+        return self.events is None or self._replayed(self.events, self.room - self.outside).out_of_memory_at is None
+
+    @cached_property
+    def likelihood(self) -> float | None:
+        """The chance, from 0 to 1, that it fits, by the errors that estimates of its kind were measured to have; None without a GPU."""
+        if self.room is None:
+            return None
+        from .likelihood import likelihood
+
+        need = self.peak[1] if self.fits or self.peak[1] > self.room else max(self.quantities["process"], self.room)
+        several = sum(share.count for share in self.shares) > 1
+        return likelihood(need, self.room, task=self.scenario.task, engine=str(self.scenario.engine), several=several)
 
     @cached_property
     def reserved(self) -> Replay | None:
-        """What torch's caching allocator comes to with its default settings, simulated; None where the engine does not tell its order."""
-        return replay(self.events()) if self.events else None
+        """What torch's caching allocator comes to, simulated; None where the engine does not tell its order."""
+        return self._replayed(self.events) if self.events else None
+
+    def _replayed(self, events: Callable[[], Sequence[Event]], capacity: int | None = None) -> Replay:
+        return replay(events(), capacity=capacity, expandable=bool(self.scenario.expandable_segments))
 
     @cached_property
     def quantities(self) -> Mapping[str, int]:
@@ -118,6 +132,13 @@ class Estimate:
         reserved = self.reserved.max_reserved
         allocated = max(self.facts["peak_allocated"], self.reserved.max_allocated)
         return {"peak_allocated": allocated, "peak_reserved": reserved, "process": reserved + self.outside}
+
+    @cached_property
+    def speed(self) -> Speed | None:
+        """How fast it runs; None without a GPU, or where that is not known (`vramplan.speed.told` raises the reason)."""
+        from .speed import speed
+
+        return speed(self)
 
     def to_dict(self) -> dict[str, Any]:
         """The answer as JSON-ready data."""
@@ -142,24 +163,25 @@ def estimate(model: str | Mapping[str, object] | Scenario, **keys: object) -> Es
     Raises BadInput for wrong input, NotFound for unknown names, Unknown for what is not estimated.
     """
     asked = model if isinstance(model, Scenario) else scenario({"model": model, **keys})
-    found = _model(asked.model)
-    gpu = _gpu(asked)
+    if asked.gpu == "auto":
+        from .sources.machine import here
+
+        asked = here(asked)
+    found = model_of(asked.model)
+    gpus = gpus_of(asked)
+    gpu = gpus[0] if gpus else None
     if asked.task == "train":
+        if len(gpus) > 1:
+            raise Unknown(f"gpu {asked.gpu}: GPUs of several kinds are not estimated in training by this version")
         return _train(asked, found, gpu)
     if asked.images:
         raise Unknown("images: estimated in training; for serving this version counts text only, with the towers' weights")
-    gguf = found.gguf or (asked.weights is not None and is_gguf(asked.weights))
-    name = asked.engine or ("llama.cpp" if gguf else "vllm")
-    if gguf and name == "transformers":
-        raise Unknown(
-            "engine 'transformers' dequantises GGUF files when it loads them: name the number format that you load with --weights"
-        )
-    if name == "llama.cpp" and not gguf and (asked.weights or "bf16").lower() not in (*FLOATS, "mxfp4"):
-        raise BadInput(f"weights {asked.weights!r}: llama.cpp loads GGUF files; name one of their types, such as Q4_K_M")
-    scheme = _scheme_of("F16", found) if _converted(name, asked, found) else _scheme(asked, found)
-    draft = None if asked.draft_model in (None, *NO_MODEL) else _model(asked.draft_model or "")
-    drafted = _scheme_of(asked.weights or "F16", draft) if draft and not draft.gguf and name == "llama.cpp" else None
-    job = Job(engine=name, scenario=asked, model=found, gpu=gpu, scheme=scheme, draft=draft, draft_scheme=drafted)
+    name = engine_of(asked, found)
+    scheme = scheme_of("F16", found) if is_converted(name, asked, found) else stored_as(asked, found)
+    draft = None if asked.draft_model in (None, *NO_MODEL) else model_of(asked.draft_model or "")
+    drafted = scheme_of(asked.weights or "F16", draft) if draft and not draft.gguf and name == "llama.cpp" else None
+    asked = counted(asked, gpus, name)
+    job = Job(engine=name, scenario=asked, model=found, gpu=gpu, gpus=gpus, scheme=scheme, draft=draft, draft_scheme=drafted)
     account = engine(name).account(job)
     return _answer(job, account, name)
 
@@ -173,20 +195,22 @@ def _train(asked: Scenario, model: Model, gpu: Gpu | None) -> Estimate:
 
 
 def _answer(job: Job, account: Account, name: str) -> Estimate:
-    converted = _converted(name, job.scenario, job.model)
-    own = not converted and (job.stored or (job.scenario.weights is None and _own_quantisation(job.model) is not None))
+    converted = is_converted(name, job.scenario, job.model)
+    own = not converted and (job.stored or (job.scenario.weights is None and own_quantisation(job.model) is not None))
     filled: dict[str, Any] = {
         "engine": name,
         "weights": job.scenario.weights or (None if own else job.scheme.name),
         "kv_dtype": job.scenario.kv_dtype or "auto",
         **account.filled,
     }
-    worst = Share(rank=account.rank, count=account.count, gpu=job.gpu, room=account.room, ledger=ledger(account.items))
+    worst = Share(rank=account.rank, count=account.count, gpu=job.gpu_at(account.rank), room=account.room, ledger=ledger(account.items))
     others = [Share(rank=d.rank, count=d.count, gpu=d.gpu, room=d.room, ledger=ledger(d.items)) for d in account.others]
     return Estimate(
         scenario=replace(job.scenario, **filled),
         model=job.model,
-        gpu=job.gpu,
+        job=job,
+        tape=account.tape,
+        gpu=worst.gpu,
         ledger=worst.ledger,
         room=account.room,
         shares=(worst, *others),
@@ -204,91 +228,6 @@ def _answer(job: Job, account: Account, name: str) -> Estimate:
         advice=account.advice,
         events=account.events,
         outside=account.outside,
-    )
-
-
-@lru_cache(maxsize=64)
-def _named(model: str) -> Model:
-    from .sources import resolve
-
-    return resolve(model)
-
-
-def _model(model: str | Mapping[str, object]) -> Model:
-    if isinstance(model, str):
-        return _named(model)
-    from .sources import resolve
-
-    return resolve(model)
-
-
-def _gpu(asked: Scenario) -> Gpu | None:
-    if asked.gpu is None:
-        if asked.gpu_memory is None:
-            return None
-        from .catalog.gpus import anonymous_gpu
-
-        return anonymous_gpu(asked.gpu_memory)
-    from .catalog.gpus import find_gpu
-
-    gpu = find_gpu(asked.gpu)
-    return gpu if asked.gpu_memory is None else replace(gpu, capacity=asked.gpu_memory, usable=asked.gpu_memory)
-
-
-def _scheme(asked: Scenario, model: Model) -> Scheme:
-    """How the weights are stored: as the scenario says, as the checkpoint's own quantisation says, or in its dtype."""
-    if asked.weights is not None:
-        double = "-double" if asked.double_quant and asked.weights.lower() in ("nf4", "fp4") else ""
-        return _scheme_of(asked.weights + double, model)
-    own = _own_quantisation(model)
-    if own is None:
-        return named_scheme(model.named_format or model.dtype, dtype=model.dtype)
-    if not isinstance(own, dict):
-        raise BadInput(f"{model.id}: quantization_config must be an object")
-    experts = {"expert_dtype": model.config["expert_dtype"]} if "expert_dtype" in model.config else {}
-    return scheme_from_config({**experts, **own}, dtype=model.dtype)
-
-
-@lru_cache(maxsize=64)
-def _scheme_of(name: str, model: Model) -> Scheme:
-    return named_scheme(name, dtype=model.dtype, facts=None if name in FLOATS else _facts(model))
-
-
-def _converted(name: str, asked: Scenario, model: Model) -> bool:
-    """Whether the engine `name` runs no checkpoint but what `convert_hf_to_gguf.py` makes of it: floats in 16 bits, MXFP4 as it is."""
-    return name == "llama.cpp" and asked.weights is None and not model.gguf
-
-
-def _own_quantisation(model: Model) -> object:
-    """What the checkpoint's config says of its quantisation; None where it says nothing."""
-    return next(
-        (found for key in ("quantization_config", "quantization") for c in (model.config, model.text) if (found := c.get(key))), None
-    )
-
-
-@lru_cache(maxsize=64)
-def _facts(model: Model) -> ModelFacts:
-    """What llama.cpp's per-tensor rules ask of a model."""
-    from .formats.gguf_facts import model_facts
-
-    text = model.text
-
-    def size(*names: str, default: int = 1) -> int:
-        return next((n for name in names if isinstance(n := text.get(name), int) and n > 0), default)
-
-    tape = walk(Tape(Dim(1, "sequences"), Dim(1, "tokens")), model.config)
-    heads = size("num_attention_heads", "n_head", "num_heads", "n_heads")
-    kv_heads = size("num_key_value_heads", "num_kv_heads", "n_head_kv", default=heads)
-    own = _own_quantisation(model)
-    first = any(cache.side == "k" and 0 in cache.layers for cache in text_caches(tape)) or not tape.caches
-    return model_facts(
-        tape.weights,
-        heads=heads,
-        kv_heads=kv_heads if first else 0,
-        model_type=str(model.config.get("model_type")),
-        qk_nope=size("qk_nope_head_dim", default=128),
-        v_dim=size("v_head_dim", default=128),
-        mxfp4_experts=isinstance(own, dict) and own.get("quant_method") == "mxfp4",
     )
 
 

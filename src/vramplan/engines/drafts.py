@@ -1,6 +1,6 @@
 """What proposes tokens beside the model that accepts them: another model, the model's own MTP layers, or its text so far (n-grams).
 
-What it does not know: heads trained for another model (EAGLE, Medusa, DFlash), drafts in other formats than their own floats.
+EAGLE's drafts are eagle.py's. What it does not know: drafts in other formats than their own floats.
 """
 
 from __future__ import annotations
@@ -10,7 +10,10 @@ from dataclasses import replace
 from ..dim import Dim
 from ..errors import BadInput, Unknown
 from ..formats import scheme
-from ..tape import Tape, Weight
+from ..kernels import Kernels
+from ..tape import Tape
+from ..tensors import Weight
+from .eagle import as_llama, generation, in_place
 from .job import Job
 
 
@@ -21,11 +24,19 @@ def draft(job: Job) -> Job | None:
         return None
     if "quantization_config" in model.config or model.stored is not None:
         raise Unknown(f"draft_model {model.id}: quantised or stored drafts are not estimated by this version")
+    if generation(model):
+        model = as_llama(model)
     ours, theirs = job.model.text.get("vocab_size"), model.text.get("vocab_size")
     if ours != theirs:
         raise BadInput(f"draft_model {model.id}: its vocabulary ({theirs}) is not that of {job.model.id} ({ours})")
     asked = replace(job.scenario, weights=None, draft_model=None, lora=None)
     return replace(job, scenario=asked, model=model, draft=None, scheme=scheme(model.dtype, dtype=model.dtype))
+
+
+def passed(helper: Job, tokens: int, kernels: Kernels) -> Tape:
+    """The pass of the draft of `helper` over `tokens`."""
+    tape = helper.tape(sequences=1, tokens=tokens, kernels=kernels, itemsize=helper.itemsize)
+    return in_place(tape, helper.model) if generation(helper.model) else tape
 
 
 def own_layers(job: Job, tape: Tape) -> Tape:

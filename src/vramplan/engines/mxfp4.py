@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from ..dim import Dim
 from ..formats import Share
-from ..tape import Weight
+from ..tensors import Weight
 
 BLOCK = 32
 """Elements of a scale (OCP Microscaling Formats 1.0, table 1)."""
@@ -20,44 +20,71 @@ BLOCK = 32
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layout:
-    """Multiples of the hidden size and of the experts' own; `swizzled` is Hopper's for Triton, `aligned` if its values are rounded too."""
+    """Multiples of the hidden size and of the experts' own; `swizzled` is Hopper's for Triton, `aligned` if its values are rounded too,
+    `twice` if the scales stay as they were loaded, too."""
 
     name: str
     hidden: int = 1
     ffn: int = 1
     swizzled: bool = False
     aligned: bool = False
+    twice: bool = True
 
 
 FLASHINFER = Layout(name="FlashInfer (Blackwell)", hidden=256, ffn=256)
 MARLIN = Layout(name="Marlin", hidden=256, ffn=128)
 
 
-def triton(aligned: bool) -> Layout:
-    """Triton's on Hopper: since triton_kernels of vLLM 0.17 values are `aligned` to 64 × 64 too."""
-    return Layout(name="Triton (Hopper)", ffn=64, swizzled=True, aligned=aligned)
+def triton(*, aligned: bool, twice: bool = True) -> Layout:
+    """Triton's on Hopper: triton_kernels 3.6 has values `aligned` to 64 × 64 too."""
+    return Layout(name="Triton (Hopper)", ffn=64, swizzled=True, aligned=aligned, twice=twice)
 
 
 def grown(shares: Iterable[Share], layout: Layout) -> int:
     """Bytes by which experts in MXFP4 exceed what the checkpoint has."""
-    return sum(_held(share.weight, layout) * share.weight.copies * len(share.layers or (0,)) - share.nbytes for share in _matrices(shares))
+    return sum(_held(share.weight, layout) * share.weight.copies * len(share.layers or (0,)) - share.nbytes for share in matrices(shares))
 
 
-def _matrices(shares: Iterable[Share]) -> Iterator[Share]:
+def matrices(shares: Iterable[Share]) -> Iterator[Share]:
+    """The experts' matrices that are stored in MXFP4."""
     return (share for share in shares if share.weight.kind == "experts" and share.format.name == "mxfp4" and len(share.weight.shape) > 1)
 
 
 def _held(weight: Weight, layout: Layout) -> int:
     """Bytes of one expert's matrix: elements in half a byte, a byte of scale for each 32.
 
-    Swizzled, the scales are held twice, as loaded and laid out anew (rows in multiples of 256), and biases in fp32 in place of bf16.
+    Swizzled, the scales may be held twice, as loaded and laid out anew; biases are in fp32 in place of bf16.
     """
     rows, cols = (_up(size, layout) for size in weight.shape)
     if not layout.swizzled:
         return rows * cols // 2 + rows * cols // BLOCK
+    made = swizzled(weight, layout)
+    return made.values + made.loaded_scales * layout.twice + made.scales + 2 * made.rows
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Swizzled:
+    """One expert's matrix on Hopper in bytes, as loaded and as laid out anew, where scales' rows are in multiples of 256."""
+
+    rows: int
+    loaded: int
+    loaded_scales: int
+    values: int
+    scales: int
+
+
+def swizzled(weight: Weight, layout: Layout) -> Swizzled:
+    """The matrix of `weight` in a `layout` that is swizzled."""
+    rows, cols = (_up(size, layout) for size in weight.shape)
     out, wide = (rows, cols) if weight.name.endswith(".weight") else (cols, rows)  # gpt-oss stores [in, out]
-    packed = _round(wide // 2, 64) * _round(out, 64) if layout.aligned else wide // 2 * out
-    return packed + out * wide // BLOCK + _round(out, 256) * _round(wide // BLOCK, 2) + 2 * out
+    loaded = wide // 2 * out
+    return Swizzled(
+        rows=out,
+        loaded=loaded,
+        loaded_scales=out * wide // BLOCK,
+        values=_round(wide // 2, 64) * _round(out, 64) if layout.aligned else loaded,
+        scales=_round(out, 256) * _round(wide // BLOCK, 2),
+    )
 
 
 def _round(size: int, multiple: int) -> int:

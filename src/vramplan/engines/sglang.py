@@ -4,8 +4,8 @@ Nothing is profiled. mem_fraction_static (scenario key gpu_memory_utilization) o
 the pools'; where it isn't given, it follows from the GPU's memory, the prefill chunk and the batch sizes captured. It starts with one
 token in the pool; "fits" asks that the pool holds one sequence of the longest length and that the rest holds what runs. Sources:
 `model_runner.py` (profile_max_num_token, handle_max_mamba_cache, set_num_tokens_hybrid_swa), `server_args.py`
-(_handle_gpu_memory_settings), `memory_pool.py` of SGLang 0.5.6. What it does not know: data-parallel attention, speculative drafts, LoRA
-slots, pages of more than one token, images being encoded, weights that other kernels pad or repack, AMD's AITER
+(_handle_gpu_memory_settings), `memory_pool.py` of SGLang 0.5.6. What it does not know: data-parallel attention, LoRA beside experts,
+pages of more than one token, images being encoded, weights that other kernels pad or repack, AMD's AITER
 workspace (51.75 GiB in one log), kernels' warm-up (2 GiB of fp8 kernels in one log), caches compressed in steps (DeepSeek-V4), and
 defaults of single models (an fp8 cache for sparse attention on Blackwell).
 """
@@ -18,26 +18,25 @@ from dataclasses import dataclass
 
 from ..catalog.gpus import Gpu
 from ..errors import BadInput, Unknown
-from ..formats import weights_nbytes
 from ..kernels import Kernels
-from ..ledger import Item, Moment
+from ..ledger import Item
 from ..parallel.pipeline import layers_from_the_end
 from ..tape import Tape
 from ..units import GiB, MiB, gib
 from .advice import advised
 from .job import MANY, Account, Device, Job, release
-from .lines import SERVING, counted, text_caches, weight_items
-from .mxfp4 import FLASHINFER as FLASHINFER_EXPERTS
-from .mxfp4 import grown
-from .ranks import SPLITS, ranks
+from .lines import counted, text_caches
+from .ranks import SPLITS, Ranks, ranks
 from .sglang_advice import advice
 from .sglang_defaults import fraction, tier
-from .sglang_pools import RUNNING, SLOTS, Pools, pools
+from .sglang_drafts import REQUESTS, Drafting, drafting
+from .sglang_items import buffers, context_item, weights
+from .sglang_pools import SLOTS, Pools, pools
 
 NAMES = ("sglang",)
 ABOUT = (
-    "0.5: mem_fraction_static and its default, cells, state pools, two pools for windows; TP, PP, EP; "
-    "not: DP attention, drafts, LoRA slots, AMD's workspace"
+    "0.5: mem_fraction_static and its default, cells, state pools, two pools for windows; EAGLE, MTP and other drafts, LoRA slots; "
+    "TP, PP, EP; not: DP attention, AMD's workspace"
 )
 VERSION = "0.5.6"
 
@@ -47,12 +46,8 @@ TAKEN_CONSUMER = 3 * GiB // 10
 """The same on a consumer card: CUDA's context is smaller with fewer multiprocessors; 0.26 GiB of an RTX 5080's 15.42 in a log of 2025."""
 TAKEN_SEVERAL = 17 * GiB // 10
 """With NCCL and the all-reduce buffers of several ranks: 1.4 to 1.8 GiB in three logs with eight ("avail mem" 77.75, 77.43, 77.33)."""
-LOADED = 13 * GiB // 100
-"""What loading takes beside the parameters: libraries, rotary tables, remainders of blocks; 0.06–0.15 GiB in logs of 0.6B, 8B."""
 GRAPHS = GiB // 10
 """Least that graphs take: 0.06 (batches 1, 2, 4), 0.11 (1 to 8), 0.10 GiB (1 to 32) in logs; else SGLang's reserve, 2 MiB a batch."""
-FLASHINFER, TRTLLM = 384 * MiB, 512 * MiB
-"""Workspace of attention: SGLANG_FLASHINFER_WORKSPACE_SIZE in environ.py, DEFAULT_WORKSPACE_SIZE_MB in trtllm_mha_backend.py."""
 KERNELS = Kernels(
     attention="flash", norm="fused", mlp="merged", rope="inplace", mla="absorbed", logits="last", frames="freed", recurrence="fused"
 )
@@ -63,11 +58,31 @@ def account(job: Job) -> Account:
     return advised(job, _account, advice)
 
 
-def _account(job: Job) -> Account:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Start:
+    """What it starts with, by the scenario or by default: the longest `context`, tokens of a chunk (`batched`), the largest batch that is
+    `captured` as a graph, and the share of the memory for weights and pools (`static`), of what is not `taken` before.
+    """
+
+    version: str
+    context: int
+    batched: int
+    captured: int
+    static: float
+    taken: int
+    whole: Tape
+    split: Ranks
+    drafts: Drafting
+
+    def budget(self, gpu: Gpu | None) -> int | None:
+        """Bytes for weights and pools on a rank; None without a GPU."""
+        return int((gpu.usable - self.taken) * self.static) if gpu else None
+
+
+def _start(job: Job) -> Start:
     s = job.scenario
     version = s.engine_version or VERSION
     running = _checked(job, version)
-    context = job.context(default=job.model.context_length or 8192)
     chunk, few, many = tier(job.gpu, running)
     batched = s.max_batched_tokens or chunk
     whole = job.tape(sequences=1, tokens=batched, kernels=KERNELS, itemsize=job.itemsize)
@@ -75,51 +90,70 @@ def _account(job: Job) -> Account:
     split = ranks(job, whole, "SGLang", layers_from_the_end)
     tower = job.model.config.get("vision_config")
     captured = few if split.tensor < 4 else many
-    static = s.gpu_memory_utilization or fraction(job.gpu, tower, running, batched, captured, split.count)
+    drafts = drafting(job, split, batched, KERNELS)
+    return Start(
+        version=version,
+        context=job.context(default=job.model.context_length or 8192),
+        batched=batched,
+        captured=captured,
+        static=s.gpu_memory_utilization or fraction(job.gpu, tower, running, batched, captured, split.count, drafts.reserve),
+        taken=TAKEN_SEVERAL if split.count > 1 else TAKEN_CONSUMER if job.gpu and job.gpu.kind == "consumer" else TAKEN,
+        whole=whole,
+        split=split,
+        drafts=drafts,
+    )
 
-    taken = TAKEN_SEVERAL if split.count > 1 else TAKEN_CONSUMER if job.gpu and job.gpu.kind == "consumer" else TAKEN
-    budget = int((job.gpu.usable - taken) * static) if job.gpu else None
-    stages = [Stage(weights=_weights(job, tape), pools=pools(job, tape)) for tape in split.stages]
+
+def _account(job: Job) -> Account:
+    s, start = job.scenario, _start(job)
+    split, context, budget = start.split, start.context, start.budget(job.gpu)
+    stages = [Stage(weights=weights(job, tape), pools=pools(job, tape)) for tape in split.stages]
     tokens, slots = _sizes(stages, budget)
-    requests = _requests(s.sequences, tokens, slots, context, any(stage.pools.slot for stage in stages))
-    graphs = 0 if s.eager else max(GRAPHS, 2 * MiB * min(captured, requests))
-    padding = max(stage.pools.cell + stage.pools.slot for stage in stages)
-    shared = [_context(taken), *_buffers(job, split.tape, batched, requests * (context + 4), graphs, padding)]
+    asked = s.sequences or (REQUESTS if s.draft_model else None)
+    requests = _requests(asked, tokens, slots, context, any(stage.pools.slot for stage in stages))
+    graphs = 0 if s.eager else max(GRAPHS, 2 * MiB * min(start.captured, requests))
+    shared = _shared(job, start, stages, tokens, requests, graphs)
     held = [[*shared, *stage.weights, *stage.pools.request(context)] for stage in stages]
     worst = max(range(len(held)), key=lambda stage: sum(item.nbytes for item in held[stage]))
     account = Account(
-        tape=whole,
+        tape=start.whole,
         items=held[worst],
         rank=worst * split.tensor,
         count=split.tensor,
         filled={
-            "engine_version": version,
+            "engine_version": start.version,
             "sequences": requests,
-            "max_batched_tokens": batched,
+            "max_batched_tokens": start.batched,
             "context_length": context,
-            "gpu_memory_utilization": static,
+            "gpu_memory_utilization": start.static,
             "eager": bool(s.eager),
         },
         facts={"activation_peak": split.tape.peak()[0], "cuda_graphs": graphs, "kv_bytes_per_token": stages[worst].pools.cell},
-        assumptions=[
-            f"SGLang {version}, mem_fraction_static {static:g}, at most {counted(requests, 'sequence')}, chunks of {batched:,} tokens",
-            *split.assumed,
-            *([] if s.context_length else [f"sequences of up to {context:,} tokens"]),
-        ],
+        assumptions=[_assumed(start, requests), *split.assumed, *([] if s.context_length else [f"sequences of up to {context:,} tokens"])],
     )
     if job.gpu and budget is not None:
-        _fill_pools(account, stages[worst], budget, job.gpu, taken, tokens, slots, context)
-    account.others = [
-        Device(rank=stage * split.tensor, count=split.tensor, gpu=job.gpu, room=account.room, items=items)
-        for stage, items in enumerate(held)
-        if stage != worst
-    ]
+        _fill_pools(account, stages[worst], budget, job.gpu, start.taken, tokens, slots, context)
+    others = [stage for stage in range(len(held)) if stage != worst]
+    account.others = [Device(rank=n * split.tensor, count=split.tensor, gpu=job.gpu, room=account.room, items=held[n]) for n in others]
     return account
+
+
+def _assumed(start: Start, requests: int) -> str:
+    most = f"at most {counted(requests, 'sequence')}, chunks of {start.batched:,} tokens"
+    return f"SGLang {start.version}, mem_fraction_static {start.static:g}, {most}"
+
+
+def _shared(job: Job, start: Start, stages: list[Stage], tokens: int, requests: int, graphs: int) -> list[Item]:
+    """What every rank has beside its weights and pools."""
+    padding = max(stage.pools.cell + stage.pools.slot for stage in stages)
+    places = requests * (start.context + 4 + start.drafts.verified)
+    beside = start.drafts.items(max(tokens, start.context), requests, stages[0].pools)
+    return [context_item(start.taken), *beside, *buffers(job, start.split.tape, start.batched, places, graphs, padding)]
 
 
 def _checked(job: Job, version: str) -> tuple[int, int, int]:
     """The release, with its patch number. Raises BadInput as SGLang would refuse, and Unknown for what is not estimated."""
-    job.refuse("data_parallel", "lora", "max_loras", *(key for key in MANY if key not in SPLITS))
+    job.refuse("data_parallel", *(key for key in MANY if key not in (*SPLITS, "draft_model")))
     job.refuse_formats("mlx", "exl2", "exl3")
     job.kv_types("bf16", "fp8")
     kv = job.scenario.kv_dtype
@@ -207,65 +241,3 @@ def _fill_pools(account: Account, stage: Stage, budget: int, gpu: Gpu, taken: in
         account.remarks.append("what runs beside the pools exceeds what they leave")
     if gpu.vendor == "amd":
         account.remarks.append("AMD: AITER attention's workspace comes on top and is not counted")
-
-
-# ---- line items --------------------------------------------------------------------------------------------------------
-def _weights(job: Job, tape: Tape) -> list[Item]:
-    """The parameters of a rank, and what loading takes beside them: SGLang logs both as "mem usage"."""
-    source = "start-up logs: 1.25 against 1.11 (Qwen3-0.6B), 15.02–15.11 against 14.96 GiB (Llama-3.1-8B)"
-    beside = Item(path=("weights", "beside parameters"), nbytes=LOADED, alive=SERVING, why="from logs, not derived", source=source)
-    return [*weight_items(job, tape, SERVING), _padded(job, tape), beside]
-
-
-def _padded(job: Job, tape: Tape) -> Item:
-    """What experts in MXFP4 grow by on Blackwell, where FlashInfer's kernels want sizes in multiples of 256 (gpt-oss: 2,880 to 3,072)."""
-    blackwell = job.gpu is not None and (job.gpu.compute_capability or "").startswith("10.")
-    nbytes = grown(weights_nbytes(tape.weights, job.scheme), FLASHINFER_EXPERTS) if blackwell else 0
-    why, source = "sizes rounded up to 256", "SGLang 0.5.6 layers/quantization/mxfp4.py create_weights"
-    return Item(path=("weights", "experts", "padding"), nbytes=nbytes, alive=SERVING, why=why, source=source)
-
-
-def _context(taken: int) -> Item:
-    source = "SGLang's start-up logs: memory available when the weights begin to load"
-    return Item(path=("cuda context",), nbytes=taken, alive=SERVING, why="one process, and NCCL with several ranks", source=source)
-
-
-def _buffers(job: Job, tape: Tape, batched: int, places: int, graphs: int, padding: int) -> list[Item]:
-    """What runs beside the pools: a prefill chunk, the graphs, the attention's workspace, the table of `places` for tokens."""
-    forward, where = tape.peak()
-    latent = any(cache.name == "latent" for cache in tape.caches)
-    return [
-        Item(
-            path=("activations", "forward"), nbytes=forward, alive=frozenset({Moment.PREFILL}),
-            why=f"a prefill chunk of {batched:,} tokens, most alive at {where}", source="the tape's forward pass",
-        ),
-        Item(
-            path=("cuda graphs",), nbytes=graphs, alive=RUNNING, why="the larger of 0.1 GiB and 2 MiB for each sequence captured",
-            source="start-up logs, and what SGLang 0.5.6 server_args.py reserves",
-        ),
-        Item(
-            path=("buffers", "attention workspace"), nbytes=_workspace(job.gpu, latent), alive=RUNNING, why="of the default backend",
-            source="SGLang 0.5.6 environ.py, trtllm_mha_backend.py",
-        ),
-        Item(
-            path=("buffers", "request table"), nbytes=4 * places, alive=RUNNING, why=f"requests × (context + 4) = {places:,}, 4 B each",
-            source="SGLang 0.5.6 memory_pool.py ReqToTokenPool",
-        ),
-        Item(
-            path=("buffers", "padding"), nbytes=padding, alive=RUNNING, why="the first place of each pool, for padding",
-            source="SGLang 0.5.6 memory_pool.py",
-        ),
-    ]  # fmt: skip
-
-
-def _workspace(gpu: Gpu | None, latent: bool) -> int:
-    """Bytes of the default attention backend's workspace on NVIDIA's GPUs.
-
-    FlashInfer's; none with FA3 on Hopper, nor with Triton, which latents get on older GPUs; TRT-LLM's for keys and values on B200.
-    """
-    capability = (gpu.compute_capability or "") if gpu else ""
-    if capability == "9.0" or (gpu and gpu.vendor not in ("nvidia", "")):
-        return 0
-    if capability.startswith("10."):
-        return FLASHINFER if latent else TRTLLM
-    return 0 if latent else FLASHINFER

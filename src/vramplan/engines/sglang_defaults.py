@@ -1,7 +1,7 @@
 """SGLang's defaults that follow from the GPU: the prefill chunk, the batches captured as graphs, mem_fraction_static.
 
 Source: `_handle_gpu_memory_settings` and `adjust_mem_fraction_for_vlm`, SGLang server_args.py at 0.5.6, and before 0.5.3. What it does not
-know: what data-parallel attention, drafts and prefill graphs reserve besides, and defaults of single models.
+know: what data-parallel attention and prefill graphs reserve besides, and defaults of single models.
 """
 
 from __future__ import annotations
@@ -32,10 +32,11 @@ def tier(gpu: Gpu | None, running: tuple[int, int, int]) -> tuple[int, int, int]
     return next((chunk, few, many) for below, chunk, few, many in tiers if gpu.capacity < below * GiB)
 
 
-def fraction(gpu: Gpu | None, tower: object, running: tuple[int, int, int], chunk: int, captured: int, count: int) -> float:
+def fraction(gpu: Gpu | None, tower: object, running: tuple[int, int, int], chunk: int, captured: int, count: int, drafts: int) -> float:
     """The default of mem_fraction_static: what the reserve in MiB leaves of the memory that the driver reports.
 
-    `tower` is the config of a vision tower, `count` the ranks of all groups. Raises BadInput where nothing is left.
+    `tower` is the config of a vision tower, `count` the ranks of all groups, `drafts` the bytes left to a draft. Raises BadInput where
+    nothing is left.
     """
     if gpu is None:
         return UNKNOWN_GPU[2]
@@ -46,6 +47,7 @@ def fraction(gpu: Gpu | None, tower: object, running: tuple[int, int, int], chun
     else:
         base, each = next((base, each) for below, base, each in OLD_RESERVED if memory < below * 1024)
         reserved = base + each * count
+    reserved += drafts / MiB
     share = round((memory - reserved) / memory, 3)
     if share <= 0:
         raise BadInput(f"gpu_memory {gib(gpu.capacity)}: SGLang reserves {reserved / 1024:.1f} GiB of it, which leaves nothing")

@@ -1,10 +1,11 @@
 """vLLM: weights, the profile run's peak, what torch does not see, and a cache pool of whatever is left of the budget.
 
 The budget is gpu_memory_utilization × the GPU's memory; cache pool = budget − weights − activation peak − non-torch memory (− CUDA graphs
-since 0.20). It fits if the pool holds one sequence of the longest length, which is what vLLM checks when it starts. V0 (to 0.7, and to
+since 0.20). It fits if the pool holds one sequence of the longest length, which is what vLLM checks when it starts, and if the GPU has
+room for the budget and what lies outside it: with the pool made, graphs are captured and the sampler runs once more. V0 (to 0.7, and to
 0.10 on GPUs before Ampere) runs the same profile without compilation, and charges every layer a page for every block. Each rank of a
 tensor-parallel group has its share of weights, cache and activations; ranks of a pipeline differ by their layers; data-parallel replicas
-share experts. What it does not know: EAGLE drafts, disaggregated prefill, offloading, other platforms than CUDA.
+share experts. What it does not know: disaggregated prefill, offloading, other platforms than CUDA.
 Sources: `gpu_worker.py`, `gpu_model_runner.py` (vllm.v1.worker), `kv_cache_utils.py` (vllm.v1.core), `worker.py` at 0.6.4, and 60 start-up
 logs of vLLM 0.19.0 on H100 (jgchn/llm-d-planner, commit d3121e0).
 """
@@ -19,7 +20,8 @@ from ..scenario import MTP
 from ..tape import Tape
 from ..units import GiB, gib
 from .advice import advised
-from .drafts import draft, own_layers, with_draft
+from .drafts import draft, own_layers, passed, with_draft
+from .eagle import states
 from .job import Account, Device, Job
 from .lines import SERVING, counted, item_of_share
 from .ranks import Ranks, ranks
@@ -27,13 +29,13 @@ from .vllm_advice import advice
 from .vllm_defaults import UTILIZATION, V1, VERSION, batch, check, largest_graph, latents, running
 from .vllm_graphs import OUTSIDE, shapeless
 from .vllm_pages import Pages, pages
-from .vllm_profile import Pass, activations, kernels
-from .vllm_weights import weights
+from .vllm_profile import Pass, activations, kernels, logits
+from .vllm_weights import repacked, weights
 
 NAMES = ("vllm",)
 ABOUT = (
-    "V0, V1 to 0.19, later (graphs in the budget): profile run, pages, windows, hybrid groups, pictures, LoRA slots, drafts, MTP; TP, PP, "
-    "EP, DP; not: EAGLE, offloading"
+    "V0, V1 to 0.19, later (graphs in the budget): profile run, pages, windows, hybrid groups, pictures, LoRA slots, drafts, EAGLE, MTP; "
+    "TP, PP, EP, DP; not: offloading"
 )
 SWAP = 4 * GiB
 """V0's `--swap-space` for each GPU, in host memory."""
@@ -41,10 +43,11 @@ SWAP = 4 * GiB
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stage:
-    """A rank of a pipeline's stage: what it holds beside the pool, and the pages of that."""
+    """A rank of a pipeline's stage: what it holds beside the pool, the pages of that, and the most bytes `while_loading`."""
 
     fixed: list[Item]
     pages: Pages
+    while_loading: int
 
     def inside(self) -> int:
         """Bytes that the budget has to hold beside the pool."""
@@ -113,6 +116,7 @@ def _pass(job: Job, version: str) -> Pass:
         eager=bool(job.scenario.eager),
         gpu=job.gpu,
         drafting=job.scenario.draft_model is not None,
+        states=states(job.draft) if job.draft else 0,
         captured=largest_graph(job, since),
     )
 
@@ -124,9 +128,11 @@ def _stages(job: Job, whole: Tape, split: Ranks, run: Pass) -> list[Stage]:
     for number, tape in enumerate(split.stages):
         mine = replace(split.tape, weights=tape.weights, caches=tape.caches)
         peak = activations(job, mine, run, first=number == 0, last=number == len(split.stages) - 1)
-        fixed = [*weights(job, tape, whole, run.running), *beside, *peak, *shapeless(mine, run, split.tensor, len(split.stages))]
+        others = shapeless(mine, run, split.tensor, len(split.stages))
+        unused, loading = repacked(job, tape, run.running, _total(peak), 4 * logits(job, run), _total(others, "cuda context"))
+        fixed = [*weights(job, tape, whole, run.running), *beside, *peak, *unused, *others]
         keeps = with_draft(tape, drafted) if drafted else tape
-        stages.append(Stage(fixed=fixed, pages=pages(job, keeps, run.tokens, run.running)))
+        stages.append(Stage(fixed=fixed, pages=pages(job, keeps, run.tokens, run.running), while_loading=loading))
     return stages
 
 
@@ -134,7 +140,7 @@ def _drafted(job: Job, split: Ranks, run: Pass) -> tuple[list[Item], Tape | None
     """Weights of what proposes tokens on a rank, and its tape, whose caches are beside the model's."""
     helper = draft(job)
     if helper is not None:
-        whole = helper.tape(sequences=1, tokens=run.tokens, kernels=kernels(run.running), itemsize=helper.itemsize)
+        whole = passed(helper, run.tokens, kernels(run.running))
         share = ranks(helper, whole, "vLLM").stages[0]
         items = weights(helper, share, whole, run.running)
     elif job.scenario.draft_model == MTP:
@@ -148,7 +154,11 @@ def _drafted(job: Job, split: Ranks, run: Pass) -> tuple[list[Item], Tape | None
 def _facts(fixed: list[Item]) -> dict[str, int]:
     """What vLLM logs of a rank."""
     names = {"activation_peak": "activations", "non_torch": "non-torch", "cuda_graphs": "cuda graphs"}
-    return {fact: sum(item.nbytes for item in fixed if item.path[0] == name) for fact, name in names.items()}
+    return {fact: _total(fixed, name) for fact, name in names.items()}
+
+
+def _total(items: list[Item], name: str | None = None) -> int:
+    return sum(item.nbytes for item in items if name in (None, item.path[0]))
 
 
 def _swap() -> Item:
@@ -166,18 +176,29 @@ def _fill_pool(made: Account, stages: list[Stage], worst: int, usable: int, budg
     pool = budget - stage.inside() if need else 0  # an encoder has no pool (kv_cache_utils.py, _get_kv_cache_groups: no specs)
     made.room = min(budget + outside, usable)
     made.facts |= {"kv_cache": max(pool, 0), "process": stage.inside() + outside + max(pool, need)}
+    over, failure = _failure(stage, usable, budget, outside if pool > 0 else None)
     if need:
         tokens = made.facts["kv_tokens"] = min(held.pages.tokens(budget - held.inside(), context) for held in stages)
         longest = made.facts["longest_context"] = min(held.pages.fits(budget - held.inside(), most) for held in stages)
-        if pool > 0:
+        if pool > 0 and stage.while_loading <= usable:
             held = f"{gib(pool)} holds {tokens:,} tokens: {pool / need:.1f} sequences of {context:,}"
             made.remarks.append(f"the cache pool of {held}, or one of {longest:,}")
-    free = usable - sum(item.nbytes for item in stage.fixed if item.path[0] == "cuda context")
-    if budget > free:  # vLLM does not begin: the verdict is what is missing then (request_memory, v1/worker/utils.py)
-        made.room = min(made.room, sum(item.nbytes for item in made.items) - (budget - free))
-        made.remarks.append(
-            f"vLLM would not start: free memory, {gib(free)}, is less than the desired GPU memory utilization, {gib(budget)}"
-        )
+    if over > 0:  # the verdict is what is missing then
+        made.room = min(made.room, sum(item.nbytes for item in made.items) - over)
+        made.remarks.append(f"vLLM would {failure}")
+
+
+def _failure(stage: Stage, usable: int, budget: int, outside: int | None) -> tuple[int, str]:
+    """Bytes that are missing at the first step of a start that has too few, and what happens; `outside` the budget, if there is a pool."""
+    free = usable - _total(stage.fixed, "cuda context")
+    if budget > free:  # request_memory, v1/worker/utils.py
+        what = f"not start: free memory, {gib(free)}, is less than the desired GPU memory utilization, {gib(budget)}"
+        return (budget - free if outside is None else budget + outside - usable), what
+    if stage.while_loading > usable:
+        what = f"run out of memory while it lays out experts anew, which takes {gib(stage.while_loading)}"
+        return stage.while_loading - usable, what
+    over = 0 if outside is None else budget + outside - usable
+    return over, f"run out of memory: the pool is {gib(over)} too large for what comes after it, outside the budget"
 
 
 def _context_assumed(job: Job, context: int) -> list[str]:

@@ -93,7 +93,8 @@ def sizes(run: Pass) -> tuple[int, ...]:
 def _graphs(tape: Tape, run: Pass) -> Item:
     """The pool that graphs share, for the largest batch, and the driver's part of each.
 
-    Each batch is captured in pieces and, since 0.11, once more as a whole for decoding. The pool has FlashAttention 3's partial outputs
+    Each batch is captured in pieces and, since 0.11, if no larger than `max_num_seqs`, once more as a whole for decoding
+    (v1/cudagraph_dispatcher.py `initialize_cudagraph_keys`). The pool has FlashAttention 3's partial outputs
     in fp32 on Hopper (of 16-bit models) and one pass of the largest batch.
     """
     path = ("cuda graphs", "budget" if run.running >= COUNTED else OUTSIDE)
@@ -104,7 +105,7 @@ def _graphs(tape: Tape, run: Pass) -> Item:
     partial = SPLITS * captured[-1] * _attended(tape) * 4 if split else 0
     layers = {i for w in tape.weights if w.layers and not w.tower for i in w.layers}
     experts = any(w.kind == "experts" for w in tape.weights)
-    count = len(captured) * (2 if run.running >= (0, 11) else 1)
+    count = len(captured) + (sum(size <= run.sequences for size in captured) if run.running >= (0, 11) else 0)
     each = DRIVER + DRIVER_LAYER * len(layers) + DRIVER_EXPERTS * experts
     nbytes = partial + tape.peak()[0] * captured[-1] // run.tokens + count * each
     why = f"{counted(count, 'graph')} of up to {captured[-1]} tokens × {each:,} B of the driver's, and a pool for the largest"

@@ -2,7 +2,7 @@
 
 One pass of `max_num_batched_tokens` through the model, then the sampler over `max_num_seqs` rows of logits; the peak is the larger of both,
 beside what is held through both; or the vision encoder. Nothing here is fitted. What it does not know: LoRA's and drafts' own buffers in
-the pass, encoders of pictures that a family does not describe, pictures of a size other than the usual, all-gather buffers.
+the pass, all-gather buffers, and of pictures what vllm_pictures.py does not.
 Sources: v1/worker/gpu_model_runner.py (profile_run, _dummy_run, _dummy_sampler_run) and v1/sample/ops/topk_topp_sampler.py of vLLM 0.19.0
 and 0.21.0; worker/model_runner.py at 0.8.5 for V0.
 """
@@ -10,22 +10,19 @@ and 0.21.0; worker/model_runner.py at 0.8.5 for V0.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import lru_cache
 
 from ..allocator import unsplit
 from ..catalog.gpus import Gpu
-from ..dim import Dim, numel
-from ..errors import Unknown
-from ..families import walk
+from ..dim import numel
 from ..kernels import Kernels
 from ..ledger import Item
-from ..sources.model import Model
-from ..tape import Picture, Tape
+from ..tape import Tape
 from ..units import MiB
 from .job import Job
 from .lines import SERVING, counted
 from .pooling import pools
 from .process import CUBLAS_WORKSPACE, CUBLAS_WORKSPACE_HOPPER
+from .vllm_pictures import profiled
 
 TRITON_SAMPLER, FLASHINFER_SAMPLER = (0, 17), (0, 21)
 """Releases since which top-k and top-p need no sorted logits: a Triton kernel (from 8 rows on), then FlashInfer's for any number."""
@@ -47,7 +44,10 @@ PROCESSORS = {"7.5": 40, "8.0": 108, "8.6": 84, "8.9": 128, "9.0": 132, "10.0": 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pass:
-    """The profile run's size, and by what release and how it runs; the largest batch to be `captured` as a graph."""
+    """The profile run's size, and by what release and how it runs; the largest batch to be `captured` as a graph.
+
+    A pass keeps the hidden `states` of so many layers for a draft.
+    """
 
     sequences: int
     tokens: int
@@ -56,6 +56,7 @@ class Pass:
     eager: bool
     gpu: Gpu | None
     drafting: bool = False
+    states: int = 0
     captured: int = 512
 
     @property
@@ -105,18 +106,23 @@ def _blas(run: Pass) -> Item:
     return _item("cublas workspace", nbytes, "of one handle and stream", "pytorch aten/src/ATen/cuda/CublasHandlePool.cpp")
 
 
+def logits(job: Job, run: Pass) -> int:
+    """Elements of the sampler's logits: a row of the vocabulary for each sequence."""
+    named = job.model.text.get("vocab_size")
+    return run.sequences * named if isinstance(named, int) else 0
+
+
 def _sampler(job: Job, run: Pass) -> Item:
     """Logits of one row a sequence, and the hidden state that they are made of, its last rows, and random ones in their place."""
-    named = job.model.text.get("vocab_size")
-    vocab = named if isinstance(named, int) else 0
-    logits = run.sequences * vocab
+    rows = logits(job, run)
     masked = run.running >= FLASHINFER_SAMPLER or (run.running >= TRITON_SAMPLER and run.sequences >= 8)
     each = [job.itemsize, *(MASKED if masked else SORTED), *([2 * job.itemsize] if run.drafting else [])]
     programs = min(PROCESSORS.get(run.capability, 132), run.sequences) if masked and run.running < FLASHINFER_SAMPLER else 0
-    tensors = [*(n * logits for n in each), 4 * programs * logits // run.sequences]
+    tensors = [*(n * rows for n in each), 4 * programs * rows // run.sequences]
     nbytes = sum(n + unsplit(n) for n in tensors) + _stream(job, run) + 2 * run.sequences * _hidden(job) * job.itemsize
     scratch = f" + {programs} rows in fp32" if programs else ""
-    why = f"{counted(run.sequences, 'sequence')} × {vocab:,} logits × {sum(each)} B{scratch}, blocks' remainders, and hidden states"
+    of = f"{counted(run.sequences, 'sequence')} × {rows // run.sequences:,} logits"
+    why = f"{of} × {sum(each)} B{scratch}, blocks' remainders, and hidden states"
     return _item("sampler", nbytes, why, "vLLM 0.19.0 v1/sample/ops/topk_topp_sampler.py")
 
 
@@ -128,6 +134,7 @@ def _forward(job: Job, tape: Tape, run: Pass) -> Item:
     if latents:
         tape = replace(tape, ops=[replace(op, workspace=latents) if op.name.endswith(".attention") else op for op in tape.ops])
     nbytes, where = tape.peak()
+    nbytes += run.states * _stream(job, run)
     compiled = not run.eager and run.running >= (0, 8)
     nbytes += 2 * _stream(job, run) + L2.get(run.capability, 50) * MiB if compiled else 3 * _stream(job, run)
     held = "its pieces' inputs and the cleared L2 cache" if compiled else "its frames"
@@ -168,21 +175,9 @@ def _pictures(job: Job, run: Pass) -> tuple[list[Item], int]:
     """As many pictures as a pass has tokens for: their pixels, and what the encoder makes of them; and the encoder's own peak."""
     if not isinstance(job.model.config.get("vision_config"), dict) or run.running < (0, 8):
         return [], 0
-    picture, encoder = _picture(job.model)
+    picture, encoder = profiled(job.model, kernels((0, 21)))
     count = max(run.tokens // picture.tokens, 1) if picture else 0
     tokens = count * picture.tokens if picture else run.tokens
     nbytes = tokens * _hidden(job) * job.itemsize + (count * numel(picture.pixels) * job.itemsize if picture else 0)
     what = f"{counted(count, 'picture')} with their pixels" if picture else "pictures as far as a pass has tokens, without their pixels"
     return [_item("pictures", nbytes, f"{what}: {tokens:,} tokens × {_hidden(job):,} × {job.itemsize} B")], count * encoder
-
-
-@lru_cache(maxsize=64)
-def _picture(model: Model) -> tuple[Picture | None, int]:
-    """What one picture is to the model, and the encoder's peak for it; None where its family does not say. A model is found once."""
-    tape = Tape(Dim(1, "sequences"), Dim(LATENTS, "tokens"), kernels=kernels((0, 21)))
-    tape.images = 1
-    try:
-        walk(tape, model.config, model.id)
-    except Unknown:
-        return None, 0
-    return tape.picture, tape.peak("vision")[0] if tape.picture and "vision" in tape.towers else 0

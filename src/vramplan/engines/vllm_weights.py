@@ -1,6 +1,7 @@
 """What vLLM logs as weights ("Model loading took …"): parameters as its kernels want them, tables, copies, and rests of torch's blocks.
 
-What it does not know: kernels that pad or repack other formats (Marlin's workspace, block scales of DeepGEMM), AMD's layouts.
+What it does not know: kernels that pad or repack other formats (Marlin's workspace, block scales of DeepGEMM), AMD's layouts, and what
+torch reserves beyond them once they were repacked.
 Sources: vLLM 0.19.0 layers/rotary_embedding/, layers/attention/mla_attention.py, layers/fused_moe/oracle/mxfp4.py, lora/layers/.
 """
 
@@ -9,14 +10,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from ..allocator import unsplit
-from ..catalog.gpus import Gpu
 from ..dim import numel
 from ..formats import Share, weights_nbytes
 from ..ledger import Item
 from ..tape import Tape
 from .job import Job
-from .lines import SERVING, counted, item_of_share, weight_items
+from .lines import SERVING, item_of_share, weight_items
 from .mxfp4 import FLASHINFER, MARLIN, Layout, grown, triton
+from .mxfp4_repack import VENDORED, WHOLE, repack
+from .slots import adapter_slots
+from .vllm_graphs import OUTSIDE
 
 JOINED = {
     "q_proj": "qkv", "k_proj": "qkv", "v_proj": "qkv", "gate_proj": "gate_up", "up_proj": "gate_up", "w1": "gate_up", "w3": "gate_up",
@@ -76,18 +79,44 @@ def _size(config: Mapping[str, object], key: str) -> int:
 
 def _padding(job: Job, shares: list[Share], running: tuple[int, int]) -> Iterator[Item]:
     """What experts in MXFP4 grow by in the layout of the GPU's kernels."""
-    layout = _layout(job.gpu, running)
+    layout = _layout(job, running)
     nbytes = grown(shares, layout)
     if nbytes:
         yield _item("padding", nbytes, f"experts in the layout of {layout.name}", "vLLM 0.19.0 layers/fused_moe/oracle/mxfp4.py")
 
 
-def _layout(gpu: Gpu | None, running: tuple[int, int]) -> Layout:
-    """Triton's on Hopper (where nothing is known, too), FlashInfer's on B200, Marlin's on others, and everywhere before 0.11."""
-    capability = (gpu.compute_capability if gpu else None) or "9.0"
+def _layout(job: Job, running: tuple[int, int]) -> Layout:
+    """Triton's on Hopper (where nothing is known, too), FlashInfer's on B200, Marlin's on others, with LoRA, and everywhere before 0.11.
+
+    triton_kernels are 3.5 from 0.13, 3.6 from 0.17, 3.5.1 from 0.22 (cmake/external_projects/triton_kernels.cmake); loaded scales go
+    since 0.25.
+    """
+    capability = (job.gpu.compute_capability if job.gpu else None) or "9.0"
+    if job.scenario.lora is not None:
+        return MARLIN
     if capability.startswith("10."):
         return FLASHINFER
-    return triton(running >= (0, 17)) if capability == "9.0" and running >= (0, 11) else MARLIN
+    if capability != "9.0" or running < (0, 11):
+        return MARLIN
+    return triton(aligned=(0, 17) <= running < (0, 22), twice=running < (0, 25))
+
+
+def repacked(job: Job, tape: Tape, running: tuple[int, int], peak: int, largest: int, taken: int) -> tuple[list[Item], int]:
+    """What torch keeps reserved, unused, once experts in MXFP4 were laid out anew (no part of the weights or the budget), and the most
+    bytes while they are; `taken` is what others have of the GPU before.
+
+    Activations of `peak` bytes lie in what is unused where the `largest` of them does.
+    """
+    if job.scheme.name != "mxfp4" or job.stored or running < VENDORED:
+        return [], 0
+    shares = list(weights_nbytes(tape.weights, job.scheme))
+    before = taken + sum(share.nbytes for share in shares if share.format.name != "mxfp4")
+    done = repack(shares, _layout(job, running), job.gpu.usable - before if job.gpu else None, whole=running >= WHOLE)
+    nbytes = done.unused - (min(done.unused, peak) if largest <= done.hole else 0)
+    why = "segments that are partly used after experts' matrices were padded and packed, by torch's allocator simulated"
+    source = "vLLM 0.19.0 third_party/triton_kernels/tensor_details/layout_details/hopper_value.py"
+    items = [Item(path=("allocator", "repacked experts", OUTSIDE), nbytes=nbytes, alive=SERVING, why=why, source=source)]
+    return items if nbytes else [], before + done.peak if done.peak else 0
 
 
 def _latents(job: Job, shares: list[Share]) -> Iterator[Item]:
@@ -114,16 +143,10 @@ def _rests(shares: list[Share]) -> Iterator[Item]:
 
 
 def _adapters(job: Job, tape: Tape) -> Iterator[Item]:
-    """Slots for LoRA adapters: A [rank, in] and B [out, rank] for each linear layer and each expert, as large as the largest rank allowed.
-
-    A rank has the slice of A or B that goes with its slice of the layer. Source: `create_lora_weights`, lora/layers/base_linear.py.
-    """
+    """Slots of the largest rank allowed."""
     lora, slots = job.scenario.lora, job.scenario.max_loras or 1
     if lora is None:
         return
     named = lora.get("rank")
     rank = named if isinstance(named, int) else LORA_RANK
-    mine = [w for w in tape.weights if w.kind in ("linear", "experts") and w.tower is None and len(w.shape) == 2]
-    width = sum(sum(int(size) for size in w.shape) * w.copies * w.repeats for w in mine)
-    why = f"{counted(slots, 'slot')} × rank {rank} × {width:,} rows and columns of every linear layer × {job.itemsize} B"
-    yield _item("adapters", slots * rank * width * job.itemsize, why, "vLLM 0.19.0 lora/layers/base_linear.py create_lora_weights")
+    yield adapter_slots(job, tape, slots, rank, "vLLM 0.19.0 lora/layers/base_linear.py create_lora_weights")
