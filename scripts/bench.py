@@ -18,7 +18,7 @@ from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
-from time import perf_counter, sleep
+from time import perf_counter, process_time, sleep
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -135,6 +135,32 @@ def training() -> Iterable[Row]:
         yield kind, model, milliseconds(warm), verdict(warm, 3e-3), milliseconds(answer)
 
 
+def planner() -> Iterable[Row]:
+    """The planner's questions, each warm, in time of the process; and the scenarios that a search decides in a second."""
+    import vramplan
+    from vramplan.planner.largest import frontier
+
+    model, big = "meta-llama/Llama-3.1-8B", "meta-llama/Llama-3.1-70B"
+    qlora: dict[str, Any] = {"task": "train", "gpu": "rtx-4090", "method": "qlora", "checkpointing": "full"}
+    questions: tuple[tuple[str, Callable[[], Any]], ...] = (
+        ("plan, training", lambda: vramplan.plan(model, task="train", gpu="rtx-4090").points),
+        ("plan, 8 GPUs, training 70B", lambda: vramplan.plan(big, task="train", gpu="h100-sxm-80gb", gpu_count=8, global_batch=64).points),
+        ("plan, 30 users", lambda: vramplan.plan("Qwen/Qwen3-32B", gpu="h200", sequences=30, context_length=16384).points),
+        ("buy, serving", lambda: len(vramplan.buy(big, weights="Q4_K_M", context_length=8192)) and None),
+        ("buy, training", lambda: len(vramplan.buy(model, task="train", method="lora", checkpointing="full")) and None),
+        ("fix, training", lambda: len(vramplan.fix(model, task="train", gpu="rtx-4090").alone) and None),
+        ("max, context", lambda: vramplan.maximum(model, gpu="rtx-4090").value),
+        ("max, micro-batch of QLoRA", lambda: vramplan.maximum(model, **qlora).value),
+        ("frontier of batch and length", lambda: sum(batch for _, batch in frontier(model, gpu="h100-sxm-80gb"))),
+    )
+    for what, ask in questions:
+        decided = ask()
+        start = process_time()
+        ask()
+        taken = process_time() - start
+        yield what, milliseconds(taken), verdict(taken, 1), f"{decided / taken:,.0f}" if decided else ""
+
+
 def tracing() -> Iterable[Row]:
     """The real step on fake tensors, once; nothing without the extra `trace`."""
     try:
@@ -248,6 +274,11 @@ Loading the catalogue and one look-up, in a new process each, imports left out.
 The same steps traced with real code on fake tensors (extra `trace`):
 
 {table(("kind", "model", "time", "target"), tracing())}
+## The planner
+
+Time of the process on one core; a search decides whole ranges of scenarios by a few estimates.
+
+{table(("question", "time", "target", "scenarios decided in a second"), planner())}
 ## The tape alone
 
 A forward pass of 4,096 tokens.

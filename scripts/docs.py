@@ -11,12 +11,18 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Mapping
+from dataclasses import asdict
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from textwrap import dedent
+from typing import Any
 
 import claims
 import click
+import fit_speed
+import likelihood
 
 import vramplan.ops
 from vramplan.cli import vramplan as group
@@ -100,22 +106,27 @@ UNEXPLAINED = """
   counted: Qwen2.5-3B and 14B up to 0.14 GiB too much, 32B with AWQ 0.12 too little, Qwen3-30B-A3B-FP8 0.34 too little.
 - **vLLM's CUDA graphs**: their pool follows from shapes, the driver's part was fitted on these logs: within 6 % for most models, up to
   a fifth too much for Gemma 3, gpt-oss and Llama 4. Non-torch memory is a median by release and ranks.
-- **gpt-oss-20b in vLLM 0.19 at 0.95 of an H100** ran out of memory in the sampler after its graphs were captured; by our account 1.3 GiB
-  were left.
 - **Kimi-VL in vLLM**: 0.1 GiB of the activation peak are pixels of pictures, whose size its family does not say.
 - **ms-swift's training rows** are reserved memory of runs whose sequences vary in length (3,234 tokens on average, cut at the row's limit),
   of models that ran by code of their own. With all sequences at the limit the allocator needs 10 to 44 % less than was measured; replaying
   random lengths of that average and spread gives 16.8, 25.4 and 27.9 GiB where 18.0, 21.7 and 27.7 were measured. Nothing is fitted.
-- **torchtitan on H200, MI300X and B200** compiled the loss too, which our default for `compile` does, but these rows name the plain loss
-  and are answered so: 22 to 44 % too much. With `loss compiled` MI300X is 1 % off, H200 8 % under, B200 17 % over.
-- **LitGPT on two and four GPUs** began with the longest sample, when there were no whole gradients yet of passes before: phi-1.5 10 to 16 %
-  too much at two and four sequences, Llama-2 1 to 4 %.
-- **StableLM-3B with QLoRA in LitGPT**: 15 % too much; inputs that bitsandbytes 0.42 keeps were, it seems, not kept there.
-- **fsdp_qlora** (Answer.AI) is a loop of its own with FSDP1 and a unit for each adapter, answered here as Accelerate's FSDP2: with DDP 8 to
-  11 % too little, with FSDP 11 % too much to 7 % too little.
-- **Liger's rows with FSDP1** (Qwen2-7B on four A100): 14 to 46 % too little. Their weights were, it seems, in fp32; the row says bf16.
+- **torchtitan on MI300X and B200** compiled the loss too (`components/loss.py`, since April 2025), but these rows name the plain loss and
+  are answered so: 35 to 44 % too much. With `loss compiled` MI300X is 1 % off, B200 17 % over. Of H200, whose commit is known, four nodes
+  agree; eight nodes take 1.0 GiB less than four by the source, by our parts 4 GiB less: 9 % too little.
+- **torchtitan with full checkpointing, compiled, 32,768 tokens on each rank** (December 2024, context parallelism 1, 2 and 4): 5 to 7 % of
+  reserved memory too little, without context parallelism as with it, so that ring attention is not the cause. Which of a compiled layer's
+  tensors are alive at once is Inductor's own choice.
+- **LitGPT's tables of 2023** began with the longest sample, when there were no passes before: no whole gradients that wait (two and four
+  GPUs: phi-1.5 10 to 17 % too much at two and four sequences, Llama-2 1 to 4 %), and no inputs of 4-bit layers that the logits of the
+  pass before hold (StableLM-3B with QLoRA: 15 % too much, which is these 0.9 GiB; its rows with all samples of one length are 0.4 % off).
+- **fsdp_qlora** (Answer.AI): the two peaks of allocated memory that it tells are within 3 % (it gathers the last layer ahead of the loss,
+  the Trainer does not), and reserved memory of LoRA within 8 %, 3 to 8 % too little. QLoRA with few tokens is up to 21 % too little: 3.7
+  GiB are reserved when the model is wrapped, by our account 3.2; the rest seems what quantising in several threads left. QLoRA near 24 GB
+  is 10 to 11 % too much: of the fp32 logits one block (2.4 GiB) fewer was reserved, as where an allocation fails and torch gives its cache
+  back first.
+- **LitGPT's full training of phi-2 on four GPUs**: 6 % too much.
+- **Liger's rows with FSDP1** (Qwen2-7B on four A100): 2 to 16 % too much; their longest sequence may be shorter than the limit.
 - **Rows with tensor, context, pipeline or expert parallelism in training** that an engine does not estimate are counted as refused.
-- **Ollama** gives each slot the whole context, where `-c` of llama.cpp's server is shared: one row is off by that factor.
 - **GGUF files of DeepSeek and Llama-3.1 in logs of ik_llama.cpp**: some are that fork's own mixtures under the same name (Q4_K_M of
   DeepSeek-V3 357.6 GiB, where llama.cpp's is 376.7), and one row is of a device that does not hold the embeddings.
 """
@@ -135,9 +146,29 @@ SOURCES = {
 """Who measured training, by the first part of a row's id."""
 
 
+@cache
+def replayed() -> list[tuple[Mapping[str, Any], Row]]:
+    """The measurements that we carry, each with our answer."""
+    return [(m, replay(m)) for name in ("infer", "train") for m in read(ROOT / "data" / "measured" / f"{name}.jsonl")]
+
+
+def accuracy_table() -> str:
+    """The same summed up by task, engine and quantity, for `vramplan engines`."""
+    groups: dict[str, dict[str, dict[str, list[Row]]]] = {}
+    for m, row in replayed():
+        s = m["scenario"]
+        groups.setdefault(s["task"], {}).setdefault(s["engine"], {}).setdefault(row.quantity, []).append(row)
+    summed = {
+        task: {name: {quantity: asdict(Summary.of(rows)) for quantity, rows in sorted(found.items())} for name, found in sorted(of.items())}
+        for task, of in sorted(groups.items())
+    }
+    rounded = json.loads(json.dumps(summed), parse_float=lambda text: round(float(text), 4))
+    return json.dumps(rounded, indent=1) + "\n"
+
+
 def accuracy() -> str:
     """The measurements that we carry, replayed: signed errors by engine, version and quantity, and the worst rows."""
-    measured = [(m, replay(m)) for name in ("infer", "train") for m in read(ROOT / "data" / "measured" / f"{name}.jsonl")]
+    measured = replayed()
     serving = [(m, row) for m, row in measured if m["scenario"]["task"] == "infer"]
     training = [(m, row) for m, row in measured if m["scenario"]["task"] == "train"]
     lines = [
@@ -157,7 +188,7 @@ def accuracy() -> str:
         ),
         *_worst([row for _, row in training]),
     ]
-    return "".join(lines) + traced() + UNEXPLAINED
+    return "".join(lines) + traced() + likelihood.page() + fit_speed.page() + UNEXPLAINED
 
 
 def _source(row: Row) -> str:
@@ -221,6 +252,7 @@ def claims_page() -> str:
     return claims.page(ROOT / "data" / "claims.toml", MADE)
 
 
+TABLE = ROOT / "src" / "vramplan" / "catalog" / "accuracy.json"
 PAGES = {
     "accuracy.md": accuracy,
     "claims.md": claims_page,
@@ -233,7 +265,11 @@ PAGES = {
 
 def main() -> int:
     """Write or check every page; the exit status is 1 if one was out of date and `--check` was given."""
-    wanted = {ROOT / "docs" / name: page() for name, page in PAGES.items()}
+    wanted = {TABLE: accuracy_table(), likelihood.PATH: likelihood.text()}
+    if "--check" not in sys.argv:
+        for path, text in wanted.items():
+            path.write_text(text)  # pages show it
+    wanted |= {ROOT / "docs" / name: page() for name, page in PAGES.items()}
     for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
         if path not in wanted:
             wanted[path] = RUN.sub(lambda match: f"{match[1]}{run(match[2])}{match[3]}", path.read_text())

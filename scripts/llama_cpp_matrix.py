@@ -34,8 +34,8 @@ sys.path.insert(0, str(ROOT / "tests" / "sources"))
 
 from gguf_samples import ARCHS, DEFAULTS, language_model, metadata_of, tape_of, tensors_of  # noqa: E402
 
-from vramplan.estimate import _facts  # noqa: E402
 from vramplan.formats import scheme as named_scheme  # noqa: E402
+from vramplan.named import gguf_facts  # noqa: E402
 from vramplan.sources import resolve  # noqa: E402
 
 VERSION = "0.5.0-dev, as in llama-cpp-python 0.3.36"
@@ -188,7 +188,7 @@ def tensors(model: str, arch: str, config: Mapping[str, Any], weights: str) -> I
     tape = tape_of(config)
     layers = 1 + max(i for w in tape.weights for i in w.layers or (0,))
     names = gguf.get_tensor_name_map(ARCHS[arch], layers)
-    scheme = named_scheme(weights, facts=_facts(resolve(model)))
+    scheme = named_scheme(weights, facts=gguf_facts(resolve(model)))
     for w in tape.weights:
         for layer in w.layers or (None,):
             types = scheme.format_of(w, layer).name.split(" and ")

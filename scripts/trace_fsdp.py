@@ -1,8 +1,9 @@
-"""Trace training steps of transformers' models under FSDP2 on a fake process group, and write a rank's peaks: the referee of the estimate.
+"""Trace training steps of transformers' models under FSDP on a fake process group, and write a rank's peaks: the referee of the estimate.
 
-`python scripts/trace_fsdp.py data/traced/fsdp.jsonl` appends the cases that the file lacks (extra `trace`, about six minutes). No GPU, no
-network: collectives of torch's `fake` backend do nothing, and tensors are fake. Modules are wrapped as Accelerate 1.15 does
-(`utils/fsdp_utils.py`, fsdp2_prepare_model), each step's loop is that of transformers' Trainer, with Accelerate's `no_sync`.
+`python scripts/trace_fsdp.py data/traced/fsdp.jsonl` appends the cases that the file lacks (extra `trace`, fifteen minutes). No GPU, no
+network: collectives of torch's `fake` backend do nothing, and tensors are fake. Modules are wrapped as Accelerate 1.15 does: FSDP2 and HSDP
+(`utils/fsdp_utils.py`, fsdp2_prepare_model), FSDP1 (`accelerator.py`, prepare_model; PEFT 0.21 `utils/other.py`, fsdp_auto_wrap_policy);
+each step's loop is that of transformers' Trainer, with Accelerate's `no_sync`.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -59,6 +61,50 @@ RECIPES: tuple[dict[str, Any], ...] = (
         "reshard_after_forward": "never",
     },
 )
+HSDP: tuple[dict[str, Any], ...] = (
+    {"precision": "bf16", "micro_batch": 1, "sequence_length": 512, "checkpointing": "full", "gpu_count": 16, "shard_size": 8},
+    {"precision": "bf16-mixed", "micro_batch": 1, "sequence_length": 256, "checkpointing": "full", "gpu_count": 32, "shard_size": 4},
+    {
+        "precision": "bf16",
+        "micro_batch": 1,
+        "sequence_length": 256,
+        "gpu_count": 4,
+        "shard_size": 2,
+        "gradient_accumulation": 2,
+        "optimizer": "sgd",
+    },
+)
+FIRST: tuple[dict[str, Any], ...] = (
+    {"method": "full", "precision": "bf16", "micro_batch": 1, "sequence_length": 1024, "checkpointing": "full", "gpu_count": 8},
+    {"method": "full", "precision": "bf16-mixed", "micro_batch": 1, "sequence_length": 256, "gpu_count": 4, "optimizer": "adamw"},
+    {
+        "method": "lora",
+        "precision": "bf16",
+        "micro_batch": 4,
+        "sequence_length": 512,
+        "checkpointing": "full",
+        "gpu_count": 2,
+        "lora": LORA,
+    },
+    {
+        "method": "lora",
+        "precision": "bf16",
+        "micro_batch": 1,
+        "sequence_length": 128,
+        "checkpointing": "full",
+        "gpu_count": 8,
+        "lora": LORA,
+    },
+    {
+        "method": "full",
+        "precision": "bf16",
+        "micro_batch": 1,
+        "sequence_length": 256,
+        "checkpointing": "full",
+        "gpu_count": 8,
+        "gradient_accumulation": 2,
+    },
+)
 LAYERS = ("model.layers", "transformer.h")
 
 
@@ -68,10 +114,41 @@ def cases() -> Iterator[dict[str, Any]]:
         for recipe in RECIPES:
             if not (model == "openai-community/gpt2" and recipe["sequence_length"] > 1024):  # it has no more positions
                 yield {"model": model, "task": "train", "engine": "transformers", "sharding": "fsdp", **recipe}
+    for model in MODELS[:5]:
+        for recipe in HSDP:
+            yield {"model": model, "task": "train", "engine": "transformers", "sharding": "hsdp", "method": "full", **recipe}
+        for recipe in FIRST:
+            yield {"model": model, "task": "train", "engine": "transformers", "sharding": "fsdp", "fsdp_version": 1, **recipe}
+
+
+def flat(model: Any, asked: dict[str, Any]) -> Any:
+    """FSDP1: each layer a unit; with adapters each module that trains too."""
+    import torch
+    from torch.distributed.fsdp import FullyShardedDataParallel, MixedPrecision
+    from torch.distributed.fsdp.wrap import _or_policy, lambda_auto_wrap_policy, transformer_auto_wrap_policy
+
+    def leaf(module: Any) -> bool:
+        return not list(module.children()) and getattr(module, "weight", None) is not None and module.weight.requires_grad
+
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    kinds = {type(module) for module in base.modules() if type(module).__name__ in base._no_split_modules}
+    policies = [partial(transformer_auto_wrap_policy, transformer_layer_cls=kinds)]
+    if base is not model:
+        policies.insert(0, partial(lambda_auto_wrap_policy, lambda_fn=leaf))
+    low = torch.bfloat16 if asked["precision"] == "bf16-mixed" else None
+    return FullyShardedDataParallel(
+        model,
+        auto_wrap_policy=partial(_or_policy, policies=policies),
+        mixed_precision=MixedPrecision(param_dtype=low, reduce_dtype=low, buffer_dtype=low) if low else None,
+        use_orig_params=True,
+        backward_prefetch=None,
+        limit_all_gathers=False,
+        device_id=torch.device("cpu"),
+    )
 
 
 def wrapped(model: Any, mesh: Any, asked: dict[str, Any]) -> Any:
-    """Each layer a unit; the embedding and the head too where they are two matrices, else one unit that stays whole."""
+    """FSDP2: each layer a unit; the embedding and the head too where they are two matrices, else one unit that stays whole."""
     import torch
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
@@ -90,6 +167,10 @@ def wrapped(model: Any, mesh: Any, asked: dict[str, Any]) -> Any:
         fully_shard(inputs, reshard_after_forward=reshards, **given)
     fully_shard([norm, inputs, outputs] if tied else [norm, outputs], reshard_after_forward=False, **given)
     return fully_shard(model, **given)
+
+
+SHARED = ("sharding", "gpu_count", "reshard_after_forward", "fsdp_version", "shard_size")
+"""Keys of a scenario that the trace of one GPU has not."""
 
 
 def trace(asked: dict[str, Any]) -> Any:
@@ -115,9 +196,16 @@ def trace(asked: dict[str, Any]) -> Any:
         """DTensors first take their operators apart into those of their parts."""
         return NotImplemented if any(issubclass(kind, DTensor) for kind in types) else own(self, func, types, args, kwargs)
 
-    plain = {key: value for key, value in asked.items() if key not in ("sharding", "gpu_count", "reshard_after_forward")}
-    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=asked["gpu_count"])
-    mesh = init_device_mesh("cpu", (asked["gpu_count"],))
+    plain = {key: value for key, value in asked.items() if key not in SHARED}
+    ranks, first = asked["gpu_count"], asked.get("fsdp_version") == 1
+    group = asked.get("shard_size", ranks)
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=ranks)
+    several = group != ranks
+    mesh = (
+        init_device_mesh("cpu", (ranks // group, group), mesh_dim_names=("replicate", "shard"))
+        if several
+        else init_device_mesh("cpu", (ranks,))
+    )
     wish = scenario(plain)
     choices = recipe(wish, resolve(wish.model), loop="trainer")
     Recorder.__torch_dispatch__ = local  # type: ignore[method-assign]
@@ -129,9 +217,13 @@ def trace(asked: dict[str, Any]) -> Any:
                 return propagate(self, *args, **kwargs)
 
         ShardingPropagator._propagate_tensor_meta_non_cached = uncounted  # type: ignore[method-assign]
-        model = wrapped(build(choices), mesh, asked)
+        model = flat(build(choices), asked) if first else wrapped(build(choices), mesh, asked)
         recorder.mark("load")
-        recorder.adopt(((name, p.to_local()) for name, p in model.named_parameters()), "weights")
+        if first:
+            handles = [(name, module._handle) for name, module in model.named_modules() if getattr(module, "_handle", None)]
+            recorder.adopt(((name, handle.flat_param) for name, handle in handles), "weights")
+        else:
+            recorder.adopt(((name, p.to_local()) for name, p in model.named_parameters()), "weights")
         recorder.adopt(((name, b) for name, b in model.named_buffers()), "weights")
         trained = [p for p in model.parameters() if p.requires_grad]
         stepper = optimizer(choices.optimizer, model, recorder.uncounted)
@@ -140,17 +232,20 @@ def trace(asked: dict[str, Any]) -> Any:
             recorder.paused = False
             for _ in range(2):
                 for number in range(passes):
-                    model.set_requires_gradient_sync(number + 1 == passes)
-                    recorder.mark("forward")
-                    ids = torch.zeros((choices.micro_batch, choices.sequence_length), dtype=torch.long)
-                    with torch.autocast("cpu", dtype=torch.bfloat16) if choices.mixed else nullcontext():
-                        output = model(input_ids=ids, labels=ids, use_cache=False)
-                    loss = output.loss
-                    del output, ids
-                    recorder.mark("backward")
-                    loss.backward()
+                    last = number + 1 == passes
+                    if not first:
+                        model.set_requires_gradient_sync(last)
+                    with model.no_sync() if first and not last else nullcontext():
+                        recorder.mark("forward")
+                        ids = torch.zeros((choices.micro_batch, choices.sequence_length), dtype=torch.long)
+                        with torch.autocast("cpu", dtype=torch.bfloat16) if choices.mixed else nullcontext():
+                            output = model(input_ids=ids, labels=ids, use_cache=False)
+                        loss = output.loss
+                        del output, ids
+                        recorder.mark("backward")
+                        loss.backward()
                 recorder.mark("step")
-                recorder.label((p.grad.to_local() for p in trained if p.grad is not None), "gradients")
+                recorder.label((p.grad if first else p.grad.to_local() for p in trained if p.grad is not None), "gradients")
                 stepper.step()
                 recorder.label(states(stepper), "optimizer states")
                 stepper.zero_grad(set_to_none=True)

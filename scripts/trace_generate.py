@@ -1,7 +1,7 @@
 """Trace transformers' `generate` of real models (extra `trace`) for a matrix of scenarios, and write the peaks of its phases.
 
 `python scripts/trace_generate.py data/traced/generate.jsonl` appends the cases that the file lacks (about ten minutes on one core), each in
-a process of its own. Quantised caches need optimum-quanto 0.2.7.
+a process of its own. Quantised caches need optimum-quanto 0.2.7 and hqq 0.2.8.
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ FAMILIES = (
     "Qwen/Qwen3-30B-A3B",
     "openai/gpt-oss-20b",
     "deepseek-ai/DeepSeek-V2-Lite",
+    "Qwen/Qwen3-Next-80B-A3B-Instruct",
+    "nvidia/NVIDIA-Nemotron-Nano-9B-v2",
 )
 SMALL = "meta-llama/Llama-3.2-1B"
 EAGER = ("google/gemma-2-2b", "openai/gpt-oss-20b")
@@ -43,8 +45,11 @@ EAGER = ("google/gemma-2-2b", "openai/gpt-oss-20b")
 MORE: tuple[dict[str, Any], ...] = (
     *({"model": SMALL, **LONG, "cache_implementation": kind} for kind in ("static", "offloaded", "offloaded-static", "quanto-int4")),
     *({"model": SMALL, **SHORT, "cache_implementation": kind} for kind in ("static", "offloaded", "offloaded-static", "quanto-int2")),
-    {"model": SMALL, **LONG, "cache_implementation": "fp8"},
-    {"model": SMALL, **SHORT, "cache_implementation": "fp8"},
+    *({"model": SMALL, **LONG, "cache_implementation": kind} for kind in ("hqq-int4", "hqq-int3", "fp8")),
+    *({"model": SMALL, **SHORT, "cache_implementation": kind} for kind in ("hqq-int8", "hqq-int2", "fp8")),
+    {"model": "EleutherAI/pythia-1b", **PLAIN, "sequences": 8, "cache_implementation": "hqq-int4"},
+    {"model": "Qwen/Qwen2.5-7B", **LONG, "sequences": 4, "cache_implementation": "hqq-int1"},
+    {"model": "meta-llama/Llama-2-7b-hf", **PLAIN, "sequences": 8, "cache_implementation": "hqq-int4"},
     {"model": "meta-llama/Llama-3.1-8B", **LONG, "draft_model": SMALL},
     {"model": "Qwen/Qwen3-8B", **PLAIN, "draft_model": "Qwen/Qwen3-0.6B"},
     {"model": SMALL, **LONG, "attention": "eager"},

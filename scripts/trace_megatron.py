@@ -54,11 +54,11 @@ def trace(case: dict[str, Any]) -> dict[str, Any]:
     torch.distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=case["tensor"])
     parallel_state.initialize_model_parallel(tensor_model_parallel_size=case["tensor"], create_gloo_process_groups=False)
     model = _model(case)
-    weights = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
+    weights = {weight.untyped_storage()._cdata for weight in model.parameters()}
     kept: dict[int, tuple[str, Any]] = {}
 
     def pack(tensor: Any) -> Any:
-        key = tensor.untyped_storage().data_ptr()
+        key = tensor.untyped_storage()._cdata
         if key not in weights and key not in kept:
             frames = [frame.filename for frame in traceback.extract_stack() if f"megatron{os.sep}core" in frame.filename]
             kept[key] = (os.path.basename(frames[-1]), tensor)

@@ -8,6 +8,7 @@ import pty
 import shlex
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,10 @@ import jsonschema
 import pytest
 
 import vramplan
-from answer_schema import ANSWER
 from harness import Run
 from vramplan.cli import vramplan as group
+from vramplan.measured.validate import read
+from vramplan.report.schema import ANSWER
 from vramplan.scenario import keys
 
 LLAMA = "meta-llama/Llama-3.1-8B"
@@ -259,6 +261,19 @@ def test_models_and_gpus_as_json(run: Run) -> None:
     card = next(gpu for gpu in json.loads(run("gpus", "4090", "--json").out) if gpu["id"] == "rtx-4090")
     assert (card["capacity"], card["usable"]) == (24564 * 2**20, 24052 * 2**20)
     assert len(json.loads(run("gpus", "--json").out)) == 181
+
+
+def test_engines_say_how_well_they_were_validated(run: Run) -> None:
+    """The carried table is what replaying the carried measurements gives; one engine by a program's name; training beside inference."""
+    listed = json.loads(run("engines", "--json").out)
+    assert {about["task"] for about in listed} == {"infer", "train"}
+    vllm = next(about for about in listed if about["engine"] == "vllm")
+    rows = [m for m in read(Path(__file__).parent.parent / "data" / "measured" / "infer.jsonl") if m["scenario"].get("engine") == "vllm"]
+    assert {name: summary["n"] for name, summary in vllm["measured"].items()} == Counter(m["observed"]["quantity"] for m in rows)
+    assert vllm["measured"]["weights"]["p90_abs"] < 0.01
+    assert run("engines", "ollama").out.startswith("llama.cpp (")
+    assert "median" in run("engines", "vllm").out
+    assert "no measurement" in run("engines", "mlx").out
 
 
 def test_inspect_as_json_counts_every_weight(run: Run) -> None:

@@ -165,7 +165,7 @@ def test_what_is_wrong_is_said_in_one_line(given: dict[str, Any], error: type[Ex
 
 def test_it_shows_itself() -> None:
     answer = estimate(LLAMA, gpu="rtx-4090", context_length=8192)
-    assert str(answer).startswith("Fits: 17.90 GiB of 21.67 GiB on GeForce RTX 4090")
+    assert str(answer).startswith("Fits: 17.80 GiB of 21.67 GiB on GeForce RTX 4090")
     html = answer._repr_html_()
     assert html.count("<tr>") == len([i for i in answer.ledger.items if answer.peak[0] in i.alive]) + 2
     assert "<script" not in estimate({**CONFIG, "model_type": "llama"}, engine="transformers")._repr_html_()

@@ -1,4 +1,4 @@
-"""Several GPUs that share a model: against FSDP2 itself, traced on a fake process group, and what has to hold of any sharding."""
+"""Several GPUs that share a model: against FSDP itself, traced on a fake process group, and what has to hold of any sharding."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ import pytest
 
 from vramplan import estimate
 from vramplan.errors import BadInput, Unknown
+from vramplan.ledger import Moment
 from vramplan.parallel.sharded import part_of
-from vramplan.tape import Weight
+from vramplan.tensors import Weight
 
 ROWS = [json.loads(line) for line in (Path(__file__).parents[1] / "data/traced/fsdp.jsonl").read_text().splitlines()]
 LLAMA = {"model": "meta-llama/Llama-3.2-1B", "task": "train", "sequence_length": 512}
@@ -23,13 +24,13 @@ def peak(**keys: Any) -> int:
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row['scenario']['model'].split('/')[1]}-{ROWS.index(row)}")
-def test_a_rank_takes_what_fsdp2_takes(row: dict[str, Any]) -> None:
+def test_a_rank_takes_what_fsdp_takes(row: dict[str, Any]) -> None:
     assert peak(**row["scenario"]) == pytest.approx(row["peak"], rel=0.002)
 
 
 def test_half_of_the_steps_agree_to_a_twenty_thousandth() -> None:
     errors = [abs(peak(**row["scenario"]) / row["peak"] - 1) for row in ROWS]
-    assert len(errors) >= 40
+    assert len(errors) >= 85
     assert median(errors) <= 0.00005
 
 
@@ -63,6 +64,33 @@ def test_ddp_keeps_a_second_place_for_every_gradient() -> None:
     assert two - one == trained * 4
 
 
+def test_whole_copies_under_fsdp1_have_no_second_place() -> None:
+    assert peak(**LLAMA, method="lora", gpu_count=2, sharding="ddp", fsdp_version=1) == peak(**LLAMA, method="lora")
+
+
+def test_gradients_that_lie_in_the_buckets_are_there_all_the_time() -> None:
+    viewed = estimate(**LLAMA, method="full", gpu_count=2, sharding="ddp", gradient_as_bucket_view=True)
+    held = {viewed.ledger.total("gradients", moment=moment) for moment in (Moment.FORWARD, Moment.BACKWARD, Moment.STEP)}
+    assert held == {viewed.facts["trainable_parameters"] * 2}
+
+
+@pytest.mark.parametrize(("release", "version"), [("5.9", 1), ("5.10", 2), (None, 2)])
+def test_the_release_says_which_fsdp(release: str | None, version: int) -> None:
+    """`training_args.py` of 5.9.0 and 5.10.0: `fsdp_config.get("version", …)`."""
+    keys = {**LLAMA, "method": "full", "gpu_count": 2, "sharding": "fsdp", "engine_version": release}
+    assert peak(**keys) == peak(**keys, fsdp_version=version) != peak(**keys, fsdp_version=3 - version)
+
+
+def test_hybrid_sharding_is_that_of_one_group_where_nothing_is_cast() -> None:
+    keys = {**LLAMA, "method": "full", "precision": "bf16", "gradient_accumulation": 1}
+    assert peak(**keys, sharding="hsdp", gpu_count=64) == peak(**keys, sharding="fsdp", gpu_count=8)
+
+
+def test_a_plain_loop_holds_the_logits() -> None:
+    keys = {**LLAMA, "method": "lora", "micro_batch": 4, "checkpointing": "full"}
+    assert peak(**keys, loop="plain") - peak(**keys, loop="trainer") == 4 * 512 * 128256 * 2
+
+
 def test_offloaded_parts_of_all_ranks_lie_in_host_memory() -> None:
     here = estimate(**LLAMA, method="full", sharding="fsdp", gpu_count=4)
     away = estimate(**LLAMA, method="full", sharding="fsdp", gpu_count=4, offload=["parameters", "optimizer"])
@@ -88,7 +116,13 @@ def test_the_answer_says_how_many_gpus_are_alike() -> None:
     ("keys", "kind", "text"),
     [
         ({"gpu_count": 2, "sharding": "none"}, BadInput, "choose ddp or fsdp"),
-        ({"gpu_count": 2, "sharding": "hsdp"}, Unknown, "estimated for engine 'transformers' are none, ddp, fsdp"),
+        ({"gpu_count": 2, "sharding": "hsdp", "engine": "torchtune"}, Unknown, "estimated for engine 'torchtune' are none, fsdp"),
+        ({"gpu_count": 8, "sharding": "hsdp"}, BadInput, "several groups; choose 2, 4"),
+        ({"gpu_count": 12, "sharding": "hsdp", "shard_size": 5}, BadInput, "choose 2, 3, 4, 6"),
+        ({"gpu_count": 8, "sharding": "fsdp", "shard_size": 4}, BadInput, "of sharding hsdp"),
+        ({"gpu_count": 16, "sharding": "hsdp", "fsdp_version": 1}, Unknown, "are none, ddp, fsdp"),
+        ({"gpu_count": 2, "sharding": "fsdp", "engine": "torchtune", "fsdp_version": 1}, Unknown, "estimated with FSDP2"),
+        ({"gpu_count": 2, "sharding": "fsdp", "gradient_as_bucket_view": True}, BadInput, "of DDP"),
         ({"gpu_count": 2, "sharding": "ddp", "reshard_after_forward": "never"}, BadInput, "of FSDP"),
         ({"gpu_count": 2, "engine": "unsloth", "method": "lora"}, Unknown, "on one GPU"),
         ({"gpu_count": 2, "sharding": "fsdp", "offload": ["optimizer"]}, BadInput, "write parameters,optimizer"),

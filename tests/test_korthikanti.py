@@ -21,7 +21,8 @@ from vramplan.ops import activation, add, attention, dropout, embed, layer_norm,
 from vramplan.ops.loss import cross_entropy
 from vramplan.runs import Checkpointing
 from vramplan.sweep import sweep
-from vramplan.tape import Tape, Tensor
+from vramplan.tape import Tape
+from vramplan.tensors import Tensor
 
 SHAPES = given(b=st.integers(1, 8), s=st.integers(1, 512), a=st.integers(1, 16), d=st.integers(1, 128))
 
@@ -36,15 +37,17 @@ def blank(b: int, s: int, **kernels: str) -> Tape:
 def megatron(t: Tape, x: Tensor, heads: int) -> Tensor:
     """Their figure 2: softmax with scale and mask is one kernel in 16 bits, GeLU another; dropout on the probabilities and both outputs."""
     h, t.attention_dropout = x.shape[-1], 0.1
+    many = Dim(heads, "heads")
+    width, ffn = many * Dim(int(h) // heads, "head_dim"), Dim(4 * int(h), "ffn")
     y = layer_norm(t, x, "norm_1")
     with t.module("attention", y):
-        q, k, v = (linear(t, y, name, h, bias=True) for name in "qkv")
-        y = attention(t, q, k, v, heads=heads, kv_heads=heads, past=False, upcast=False, name="core")
+        q, k, v = (linear(t, y, name, width, bias=True) for name in "qkv")
+        y = attention(t, q, k, v, heads=many, kv_heads=many, past=False, upcast=False, name="core")
         y = dropout(t, linear(t, y, "out", h, bias=True), 0.1, "out_dropout")
     x = add(t, x, y)
     y = layer_norm(t, x, "norm_2")
     with t.module("mlp", y):
-        y = activation(t, linear(t, y, "up", 4 * h, bias=True))
+        y = activation(t, linear(t, y, "up", ffn, bias=True))
         y = dropout(t, linear(t, y, "down", h, bias=True), 0.1, "mlp_dropout")
     return add(t, x, y)
 
@@ -52,7 +55,7 @@ def megatron(t: Tape, x: Tensor, heads: int) -> Tensor:
 def layers(b: int, s: int, a: int, h: int, n: int = 2) -> Tape:
     """`n` such layers."""
     tape = blank(b, s, attention="eager")
-    x, _ = embed(tape, "embedding", 1, h)
+    x, _ = embed(tape, "embedding", Dim(64, "vocab"), h)
     with tape.layers("layer", range(n), x) as x:
         megatron(tape, x, a)
     return tape

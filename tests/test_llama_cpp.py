@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from vramplan import BadInput, Estimate, Unknown, estimate, inspect
+from vramplan import BadInput, Estimate, NotFound, Unknown, estimate, inspect
+from vramplan.catalog.gpus import find_gpu
 from vramplan.units import GiB, MiB
 
 LLAMA = "meta-llama/Llama-3.1-8B"
@@ -295,3 +296,62 @@ def test_ollama_s_context_goes_by_the_memory(gpu_memory: str, tokens: int) -> No
     """4,096, 32,768 from 23 GiB on, 262,144 from 47 GiB on, but never more than the model's own; for each slot."""
     answer = llama_cpp(engine="ollama", gpu=None, gpu_memory=gpu_memory, context_length=None, sequences=2)
     assert answer.quantities["kv_tokens"] == 2 * tokens
+    assert answer.scenario.context_length == tokens
+
+
+def test_ollama_gives_each_slot_the_whole_context() -> None:
+    """num_ctx is a slot's: gpt-oss-120b with 131,072 and two slots has 2 × (18 × 131,072 + 18 × 1,280) cells of 2 KiB (ollama#16480)."""
+    given = {"weights": "MXFP4", "context_length": 131072, "sequences": 2, "ubatch": 1024, "gpu": "b200"}
+    assert kv("openai/gpt-oss-120b", engine="ollama", **given) == 9_758_048_256
+    assert kv("openai/gpt-oss-120b", **given) == 2 * 18 * (65536 + 1280) * 2048
+
+
+# ---- GPUs of several kinds ----------------------------------------------------------------------------------------------
+def test_layers_go_by_free_memory() -> None:
+    """load_tensors' default split: an RTX 4090 and an RTX 3060 as with -ts of what they have free, each against its own memory."""
+    given = {"engine": "llama.cpp", "weights": "Q4_K_M", "context_length": 8192, "gpu": "rtx-4090+rtx-3060"}
+    free = [find_gpu(name).usable - 300 * MiB for name in ("rtx-4090", "rtx-3060-12gb")]
+    answer = estimate("Qwen/Qwen3-32B", **given)
+    split = estimate("Qwen/Qwen3-32B", **given, tensor_split=tuple(nbytes / MiB for nbytes in free))
+    assert [share.ledger for share in answer.shares] == [share.ledger for share in split.shares]
+    assert {share.gpu.id: share.room for share in answer.shares if share.gpu} == {
+        name: find_gpu(name).usable for name in ("rtx-4090", "rtx-3060-12gb")
+    }
+    first, second = sorted(answer.shares, key=lambda share: share.rank)
+    assert [first.gpu and first.gpu.id, second.gpu and second.gpu.id] == ["rtx-4090", "rtx-3060-12gb"]
+    weights = [share.ledger.total("weights") for share in (first, second)]
+    assert weights[0] / weights[1] == pytest.approx(free[0] / free[1], rel=0.15), "by whole layers, the output on the second"
+    assert answer.scenario.gpu_count == 2
+
+
+def test_the_gpu_that_breaks_first_is_the_fuller_by_its_own_memory() -> None:
+    answer = estimate(
+        "Qwen/Qwen3-32B", engine="llama.cpp", weights="Q5_K_M", context_length=16384, gpu="rtx-4090+rtx-3060-12gb", tensor_split=(1.0, 1.0)
+    )
+    assert not answer.fits
+    assert answer.gpu is not None
+    assert answer.gpu.id == "rtx-3060-12gb"
+    assert any(remark.startswith("fits with -ts ") for remark in answer.remarks)
+    assert not any("share" in remark for remark in answer.remarks)
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "match"),
+    [
+        ({"engine": "vllm"}, Unknown, "several kinds"),
+        ({"engine": "llama.cpp", "gpu_count": 3}, BadInput, "gpu names 2"),
+        ({"task": "train", "method": "lora"}, Unknown, "several kinds"),
+        ({"engine": "llama.cpp", "gpu": "rtx-4090+rtx-9999"}, NotFound, "rtx-9999"),
+    ],
+)
+def test_gpus_of_several_kinds_that_are_refused(given: dict[str, Any], error: type[Exception], match: str) -> None:
+    with pytest.raises(error, match=match):
+        estimate("Qwen/Qwen3-8B", **{"gpu": "rtx-4090+rtx-3060", **given})
+
+
+def test_a_device_map_over_several_kinds() -> None:
+    """Each GPU is measured by its own memory."""
+    answer = estimate("Qwen/Qwen3-8B", engine="transformers", device_map="auto", gpu="rtx-4090+rtx-3060-12gb", context_length=4096)
+    assert {share.gpu.id: share.room for share in answer.shares if share.gpu} == {
+        name: find_gpu(name).usable for name in ("rtx-4090", "rtx-3060-12gb")
+    }

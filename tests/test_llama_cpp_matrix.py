@@ -1,10 +1,10 @@
 """Every case that llama.cpp's own planner answered (data/llama_cpp, made by scripts/llama_cpp_matrix.py), against ours, device by device.
 
-Weights and caches are equal to the MiB; compute buffers are within 2 % in 95 of 100, of GPUs and of the host. What is further off:
-GLM-5's indexer makes a mask of its own for each layer, which is not described (its buffers are up to 38 % too small); a hybrid's host, with
-some layers there, computes scans that ours leaves to the GPU; Granite 4.0's logits may lie above a hole that ours fills (22 % in one case);
-GPT-2, Pythia, BLOOM, DBRX and Phi-3 in one case each on the host, where attention is not flash and layers are split; Command R adds its
-branches in another order (4 %); DeepSeek-V2-Lite, GLM-4.7, Phi-3.5-MoE, Falcon-7B and the smallest Gemma 4 in a case or two (up to 11 %).
+Weights and caches are equal to the MiB; compute buffers are within 2 % in 97 of 100, of GPUs and of the host. What is further off: a
+hybrid's host, with some layers there, computes scans that ours leaves to the GPU; Granite 4.0's logits may lie above a hole that ours fills
+(22 % in one case); GPT-2, Pythia, BLOOM, DBRX and Phi-3 in one case each on the host, where attention is not flash and layers are split;
+Command R adds its branches in another order (4 %); DeepSeek-V2-Lite, GLM-4.7, Phi-3.5-MoE, Falcon-7B and the smallest Gemma 4 in a case or
+two (up to 11 %).
 """
 
 from __future__ import annotations
@@ -86,8 +86,13 @@ def test_there_are_enough_cases() -> None:
 
 def test_compute_buffers() -> None:
     """The issue's 95 of 100. What stands here may only grow."""
-    assert share(host=False) >= 0.96
-    assert share(host=True) >= 0.95
+    assert share(host=False) >= 0.975
+    assert share(host=True) >= 0.965
+
+
+def test_an_indexer_s_masks_and_zeros() -> None:
+    """GLM-5: each layer's mask, and zeros that ggml makes room for before the first layer; one to three GPUs, layers on the host."""
+    assert max(abs(b.error) for b in buffers("zai-org/GLM-5")) < 0.01
 
 
 @pytest.mark.parametrize("model", MODELS)

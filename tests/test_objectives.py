@@ -182,7 +182,42 @@ def test_what_is_not_estimated_names_what_is(keys: dict[str, Any], words: str) -
         estimate(MODEL, task="train", **keys)
 
 
-def test_a_mixtures_balancing_loss_is_not_estimated() -> None:
-    with pytest.raises(Unknown, match="loss over the routers"):
-        estimate("mistralai/Mixtral-8x7B-v0.1", task="train", objective="dpo")
-    assert estimate("mistralai/Mixtral-8x7B-v0.1", task="train", objective="reward").peak[1] > 0
+# ---- mixtures of experts ---------------------------------------------------------------------------------
+MIXTURE = "Qwen/Qwen3-30B-A3B"
+LAYERS, EXPERTS = 48, 128
+
+
+def test_a_balancing_loss_keeps_each_layers_scores_and_their_softmax() -> None:
+    """Under autocast: scores in bf16 beyond their layers, the softmax in fp32, and the mask of padding in fp32 (transformers 5.23)."""
+    from vramplan.ops.balance import balance
+    from vramplan.ops.moe import route
+
+    t = tape(2, 10)
+    t.autocast = 2
+    with t.layers("layers", range(LAYERS), t.tensor("x", (Dim(2), Dim(10), Dim(64)))) as x:
+        scores = route(t, x, "gate", EXPERTS)
+    before = t.saved_bytes
+    t.op("loss.log_probs", (scores,), (Dim(1),), itemsize=4)
+    balance(t)
+    assert t.saved_bytes - before == 2 * 10 * (LAYERS * EXPERTS * 4 + 4)
+    assert [(tensor.nbytes, tensor.repeats) for tensor in t.tensors if tensor.pinned] == [(2 * 10 * EXPERTS * 2, LAYERS)]
+
+
+def test_only_the_policy_is_balanced() -> None:
+    """TRL takes `output_router_logits` out of what the reference gets: a coefficient of zero leaves its pass as it is."""
+    from vramplan.sources import resolve
+
+    raw = dict(resolve(MIXTURE).config)
+    with_it, without = (estimate({**raw, "router_aux_loss_coef": c}, task="train", objective="dpo") for c in (0.001, 0.0))
+    assert with_it.ledger.total("activations", "reference") == without.ledger.total("activations", "reference")
+    more = LAYERS * 2 * 1024 * EXPERTS * 2
+    saved = [answer.ledger.total("saved activations", moment=Moment.REFERENCE) for answer in (with_it, without)]
+    assert saved[0] - saved[1] == 3 * more + 2 * 1024 * 4  # scores in bf16, their softmax in fp32, the mask
+
+
+def test_a_mixture_whose_config_trl_cannot_read_is_refused() -> None:
+    with pytest.raises(BadInput, match="asks for num_experts"):
+        estimate("ibm-granite/granite-3.0-1b-a400m-base", task="train", objective="dpo")
+    for unbalanced in ("orpo", "reward"):
+        assert estimate("ibm-granite/granite-3.0-1b-a400m-base", task="train", objective=unbalanced).peak[1] > 0
+    assert estimate("deepseek-ai/DeepSeek-V2-Lite", task="train", objective="dpo").peak[1] > 0  # its config class has no coefficient

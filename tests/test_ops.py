@@ -21,7 +21,8 @@ from vramplan.ops import (
     route,
     selective_scan,
 )
-from vramplan.tape import Tape, Tensor
+from vramplan.tape import Tape
+from vramplan.tensors import Tensor
 
 B, S, H, F, V = 2, 5, 8, 12, 20
 ROWS = B * S

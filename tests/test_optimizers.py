@@ -13,7 +13,7 @@ from vramplan.optimizers import ALIASES, UNDESCRIBED, named, optimizer, optimize
 from vramplan.optimizers.base import Locals, in_order
 from vramplan.optimizers.clipping import clipping
 from vramplan.optimizers.master import DEEPSPEED, MASTER, MEGATRON, MEGATRON_BF16, ZERO, ZERO_FP32, Master
-from vramplan.tape import Weight
+from vramplan.tensors import Weight
 
 N = 4096 * 4096
 UP = Weight(name="up.weight", shape=(4096, 4096), kind="linear", part="mlp", layers=(0, 1, 2))

@@ -1,9 +1,17 @@
-"""Context parallelism in training: torchtitan's own steps, traced on a fake process group; what holds of any degree; what is refused."""
+"""torchtitan's own steps with tensor, context and expert parallelism, its Llama, Qwen3 and DeepSeek, traced on a fake process group.
+
+And of context parallelism what holds of any degree, and what is refused; of tensor parallelism that is in test_sequence_parallel.py.
+"""
 
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import pytest
@@ -16,6 +24,7 @@ from vramplan.parallel.context import context_parallel, tokens_of
 from vramplan.tape import Tape
 
 ROWS = [json.loads(line) for line in (Path(__file__).parents[1] / "data/traced/parallel.jsonl").read_text().splitlines()]
+AGAIN = [row for row in ROWS if row["scenario"]["gpu_count"] == 4 and row["scenario"].get("tensor_parallel")][:2]
 LLAMA = {"model": "meta-llama/Llama-3.1-8B", "task": "train", "engine": "torchtitan", "sharding": "fsdp", "sequence_length": 8192}
 
 
@@ -23,13 +32,51 @@ def peak(**keys: Any) -> int:
     return int(estimate(**keys).facts["peak_allocated"])
 
 
-@pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row['scenario']['model'].split('/')[1]}-{ROWS.index(row)}")
+def name(row: dict[str, Any]) -> str:
+    model = row["scenario"]["model"]
+    return f"{model['model_type'] if isinstance(model, dict) else model.split('/')[1]}-{ROWS.index(row)}"
+
+
+def split(row: dict[str, Any]) -> bool:
+    return bool(row["scenario"].get("tensor_parallel")) or isinstance(row["scenario"]["model"], dict)
+
+
+@pytest.mark.parametrize("row", ROWS, ids=name)
 def test_a_rank_takes_what_torchtitan_takes(row: dict[str, Any]) -> None:
-    assert peak(**row["scenario"]) == pytest.approx(row["peak"], rel=0.002)
+    """In layers that are split, and where layers take most, within 2 %: fake tensors' gradients are summed in new ones, a GPU's are not."""
+    assert peak(**row["scenario"]) == pytest.approx(row["peak"], rel=0.02 if split(row) else 0.002)
 
 
-def test_there_are_a_dozen_steps() -> None:
-    assert len(ROWS) >= 12
+def test_there_are_enough_steps_and_most_are_exact() -> None:
+    assert sum(bool(row["scenario"].get("tensor_parallel")) for row in ROWS) >= 40
+    assert median(abs(peak(**row["scenario"]) / row["peak"] - 1) for row in ROWS) < 0.0002
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (find_spec("torch") and find_spec("torchtitan")), reason="needs torch and torchtitan")
+@pytest.mark.parametrize("row", AGAIN, ids=name)
+def test_it_says_the_same_again(row: dict[str, Any]) -> None:
+    """A row traced again, in a process of its own: the script stands in for parts of torch."""
+    code = "import json, sys, trace_parallel; print(trace_parallel.trace(json.loads(sys.argv[1])).steady.nbytes)"
+    done = subprocess.run(
+        [sys.executable, "-c", code, json.dumps(row["scenario"])],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1] / "scripts"), *sys.path])},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert int(done.stdout.split()[-1]) == row["peak"]
+
+
+@pytest.mark.parametrize("degree", [2, 8, 32])
+def test_ranks_share_experts_out(degree: int) -> None:
+    """Parts of weights, and of their states, are as many as without, wherever they are; each rank gathers its own experts only."""
+    keys = {**LLAMA, "model": "Qwen/Qwen3-30B-A3B", "gpu_count": 32, "checkpointing": "full", "sequence_length": 2048}
+    split, whole = estimate(**keys, expert_parallel=degree), estimate(**keys)
+    for part in ("weights", "optimizer states"):
+        assert split.ledger.total(part) == whole.ledger.total(part)
+    assert split.ledger.total("gathered") < whole.ledger.total("gathered")
+    assert peak(**keys, expert_parallel=1) == peak(**keys)
 
 
 def test_degree_one_is_the_identity() -> None:

@@ -18,7 +18,8 @@ import pytest
 from vramplan.catalog.models import all_models
 from vramplan.dim import Dim
 from vramplan.families import model_types, walk
-from vramplan.tape import Tape, Weight
+from vramplan.tape import Tape
+from vramplan.tensors import Weight
 
 KINDS = {
     "embed": "embed",

@@ -13,7 +13,8 @@ from vramplan.methods import Full
 from vramplan.ops.delta_rule import CHUNK, Heads, chunked_delta_rule
 from vramplan.ops.mamba_scan import Scan, chunked_scan
 from vramplan.ops.token_scan import token_scan
-from vramplan.tape import Tape, Tensor
+from vramplan.tape import Tape
+from vramplan.tensors import Tensor
 
 B, S = 2, 130
 PADDED = 192

@@ -10,7 +10,8 @@ import pytest
 from vramplan import Estimate, estimate, inspect
 from vramplan.report.compare import render as render_table
 from vramplan.report.inspect import render as render_inspection
-from vramplan.report.text import LOOKS, render, table
+from vramplan.report.parts import PARTS
+from vramplan.report.text import render, table
 from vramplan.units import GiB
 
 LONG = "an-organisation-with-a-long-name/A-Model-With-A-Very-Long-Name-That-Was-Merged-Distilled-And-Quantised-Twice-v0.1-FP8"
@@ -96,10 +97,10 @@ def test_the_bar_is_the_card_s_memory() -> None:
 
 
 def test_every_part_of_a_bar_has_a_letter_of_its_own() -> None:
-    letters = [letter for letter, _ in LOOKS.values()]
+    letters = [look.letter for look in PARTS.values()]
     assert len(set(letters)) == len(letters)
     for answer in ANSWERS:
-        assert {item.path[0] for item in answer.ledger.items} <= set(LOOKS)
+        assert {item.path[0] for item in answer.ledger.items} <= set(PARTS)
         assert "#" not in render(answer)
 
 

@@ -122,6 +122,8 @@ def test_what_is_not_known_is_not_told() -> None:
     assert speed(estimate(LLAMA, gpu_memory="80GiB")) is None
     assert "speed" not in estimate(LLAMA).to_dict()
     assert "bandwidth is not known" in estimate(LLAMA, gpu_memory="80GiB").to_dict()["speed"]["unknown"]
+    with pytest.raises(Unknown, match=r"rtx-4090\+rtx-3060-12gb: speed over GPUs of several kinds"):
+        told(served(gpu="rtx-4090+rtx-3060-12gb", engine="llama.cpp", weights="Q4_K_M"))
 
 
 def test_figures_of_the_answer_agree() -> None:

@@ -6,7 +6,8 @@ import pytest
 
 from vramplan.dim import Dim, numel, shape_label
 from vramplan.kernels import Kernels
-from vramplan.tape import Cache, Tape, Tensor
+from vramplan.tape import Tape
+from vramplan.tensors import Cache, Tensor
 
 
 def tape(frames: str = "held", **more: int) -> Tape:

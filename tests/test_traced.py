@@ -118,6 +118,6 @@ def test_the_errors_together() -> None:
 
 
 def test_what_is_not_estimated_is_refused() -> None:
-    for key, value in (("checkpointing", "selective"), ("tensor_parallel", 2), ("method", "ia3"), ("engine", "megatron")):
+    for key, value in (("checkpointing", "selective"), ("tensor_parallel", 2), ("method", "ia3")):
         with pytest.raises(Unknown):
             estimate("meta-llama/Llama-3.2-1B", task="train", **{key: value})

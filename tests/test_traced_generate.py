@@ -27,7 +27,8 @@ def name(row: dict[str, Any]) -> str:
 
 def errors(row: dict[str, Any]) -> dict[str, float]:
     """Signed errors of the prefill, of the decode's last step, and of the larger of both."""
-    items = [i for i in estimate(scenario(row["scenario"])).ledger.items if i.path[0] not in ("cuda context", "allocator")]
+    left_out = ("cuda context", "allocator"), ("kv cache", "residual")
+    items = [i for i in estimate(scenario(row["scenario"])).ledger.items if i.path[0] not in left_out[0] and i.path[:2] != left_out[1]]
     ours = {m.value: sum(i.nbytes for i in items if m in i.alive) for m in (Moment.PREFILL, Moment.DECODE)}
     ours["peak"] = max(ours.values())
     return {moment: ours[moment] / row[moment] - 1 for moment in ours}

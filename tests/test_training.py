@@ -100,3 +100,22 @@ def test_what_is_not_known_is_refused() -> None:
 def test_a_tape_without_a_method_trains_everything() -> None:
     tape = Tape(Dim(1, "b"), Dim(1, "s"), kernels=Kernels())
     assert tape.weight("w.weight", (2, 2), "linear").trained
+
+
+def test_layers_of_several_kinds_run_in_the_order_in_which_they_stand() -> None:
+    """Nemotron-Nano-9B-v2 is M-M-M-MM-M-M*-…: Mamba-2, MLPs and attention in turns, each walked once."""
+    from vramplan.dim import Dim
+    from vramplan.families import walk
+    from vramplan.runs import runs_of
+    from vramplan.sources import resolve
+    from vramplan.tape import Tape
+
+    config = resolve("nvidia/NVIDIA-Nemotron-Nano-9B-v2").config
+    tape = walk(Tape(Dim(1), Dim(8)), config, "nemotron")
+    inner = [(run, times) for run, times in runs_of(tape, None) if any(weight.layers for op in run.ops for weight in op.weights)]
+    letters = {}
+    for run, _ in inner:
+        names = " ".join(weight.name for op in run.ops for weight in op.weights)
+        letters[run.first] = "M" if "conv1d" in names else "*" if "q_proj" in names else "-"
+    assert "".join(letters[run.first] * times for run, times in inner) == config["hybrid_override_pattern"]
+    assert len({id(run) for run, _ in inner}) == 3

@@ -100,10 +100,29 @@ def test_of_an_offloaded_cache_one_layer_is_there_in_the_prefill_and_two_in_the_
 
 
 def test_a_quantised_cache_has_its_bits_and_two_numbers_for_each_group_of_64() -> None:
-    """4 bits and 4 B for 64 elements: 4.5 bits of 16, and a layer's keys and values unpacked, joined and packed anew (three of them)."""
+    """4 bits and 4 B for 64 elements: 4.5 bits of 16, and a layer's keys and values unpacked, joined and packed anew (three of them), with
+    127 tokens of every layer as they are.
+    """
     elements = 4096 * 131072 // 2
-    assert cached(Moment.DECODE, cache_implementation="quanto-int4") == elements // 2 + elements // 64 * 4 + 3 * elements * 2 // 32
+    packed = elements // 2 + elements // 64 * 4
+    assert cached(Moment.DECODE, cache_implementation="quanto-int4") == packed + 3 * elements * 2 // 32 + 127 * 131072
     assert cached(Moment.PREFILL, cache_implementation="quanto-int4") == 4000 * 131072 // 2 * 9 // 16
+
+
+@pytest.mark.parametrize(("bits", "nbytes"), [(8, 64), (4, 32), (3, 28), (2, 16), (1, 8)])
+def test_hqq_packs_64_elements_with_a_scale_and_a_zero_point(bits: int, nbytes: int) -> None:
+    """Three bits: 10 of 64 rows in an int32, in 7 rows. To pack a layer's keys it takes 22 B an element and 24 for a group of 64."""
+    elements = 4096 * 131072 // 2
+    layer = 2 * elements * 2 // 32 + elements // 64 * (22 * 64 + 24) // 64
+    expected = elements // 64 * (nbytes + 4) + layer + 127 * 131072
+    assert cached(Moment.DECODE, cache_implementation=f"hqq-int{bits}") == expected
+    assert cached(Moment.PREFILL, cache_implementation=f"hqq-int{bits}") == 4000 * 131072 // 128 * (nbytes + 4)
+
+
+def test_a_prompt_without_grouped_queries_is_most_where_hqq_packs_it() -> None:
+    answer = generate("meta-llama/Llama-2-7b-hf", prompt_length=3840, output_length=256, sequences=2, cache_implementation="hqq-int4")
+    peak = next(item for item in answer.ledger.items if item.path == ("activations", "prefill"))
+    assert "packed" in peak.why
 
 
 def test_a_dynamic_cache_s_largest_layer_is_there_twice_while_it_grows() -> None:

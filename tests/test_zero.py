@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from vramplan import estimate
 from vramplan.errors import BadInput, Unknown
 from vramplan.parallel.zero import GROUP, Zero
-from vramplan.tape import Weight
+from vramplan.tensors import Weight
 
 ROWS = [json.loads(line) for line in (Path(__file__).parents[1] / "data/traced/zero.jsonl").read_text().splitlines()]
 LLAMA = {"model": "meta-llama/Llama-3.2-1B", "task": "train", "engine": "transformers", "sequence_length": 512, "method": "full"}

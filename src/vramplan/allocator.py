@@ -176,7 +176,7 @@ class Allocator:
         nbytes = segment_size(size)
         if not self._room(nbytes):
             self.retries += 1
-            self._release()
+            self.empty_cache()
             if not self._room(nbytes):
                 raise OutOfMemory(f"{nbytes} bytes asked of the driver, {self.reserved} of {self.capacity} reserved")
         address, self._next_address = self._next_address, self._next_address + nbytes + SMALL_BUFFER
@@ -191,8 +191,8 @@ class Allocator:
         self.reserved += nbytes
         self.max_reserved = max(self.max_reserved, self.reserved)
 
-    def _release(self) -> None:
-        """Give back every segment that is one free block."""
+    def empty_cache(self) -> None:
+        """Give back every segment that is one free block (`torch.cuda.empty_cache`)."""
         for pool in self.pools.values():
             for entry in [e for e in pool if e[2].before is None and e[2].after is None]:
                 pool.remove(entry)
@@ -230,7 +230,7 @@ class ExpandableAllocator(Allocator):
             return self._extend(pool, size)
         except OutOfMemory:
             self.retries += 1
-            self._release()
+            self.empty_cache()
             return self._best_fit(pool, size) or self._extend(pool, size)
 
     def _extend(self, pool: Pool, size: int) -> Block:
@@ -273,7 +273,7 @@ class ExpandableAllocator(Allocator):
         if block.address == first.address:
             self._first[id(block.pool)] = block
 
-    def _release(self) -> None:
+    def empty_cache(self) -> None:
         """Unmap the whole pages within free blocks (unmap_block)."""
         for pool in self.pools.values():
             page = SMALL_BUFFER if pool.small else LARGE_BUFFER

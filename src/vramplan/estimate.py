@@ -91,9 +91,7 @@ class Estimate:
         """Whether the peak is within what the engine may take of the GPU; None without a GPU."""
         if self.room is None or self.headroom is None or self.headroom < 0 or self.reserved is None:
             return None if self.headroom is None else self.headroom >= 0
-        if self.reserved.max_reserved + self.outside <= self.room:
-            return True
-        return self.events is None or self._replayed(self.events, self.room - self.outside).out_of_memory_at is None
+        return self.reserved.max_reserved + self.outside <= self.room or self.confined is None or self.confined.out_of_memory_at is None
 
     @cached_property
     def likelihood(self) -> float | None:
@@ -110,6 +108,13 @@ class Estimate:
     def reserved(self) -> Replay | None:
         """What torch's caching allocator comes to, simulated; None where the engine does not tell its order."""
         return self._replayed(self.events) if self.events else None
+
+    @cached_property
+    def confined(self) -> Replay | None:
+        """The same on a GPU of this size: where it is full, the allocator gives back what it has cached, and asks again."""
+        if self.room is None or self.events is None:
+            return None
+        return self._replayed(self.events, self.room - self.outside)
 
     def _replayed(self, events: Callable[[], Sequence[Event]], capacity: int | None = None) -> Replay:
         return replay(events(), capacity=capacity, expandable=bool(self.scenario.expandable_segments))
@@ -130,6 +135,8 @@ class Estimate:
         if self.reserved is None:
             return {}
         reserved = self.reserved.max_reserved
+        if self.room is not None and reserved + self.outside > self.room and self.confined and self.confined.out_of_memory_at is None:
+            reserved = self.confined.max_reserved
         allocated = max(self.facts["peak_allocated"], self.reserved.max_allocated)
         return {"peak_allocated": allocated, "peak_reserved": reserved, "process": reserved + self.outside}
 

@@ -12,7 +12,8 @@ from .families import walk
 from .formats.kv import kv_bytes
 from .sources import resolve
 from .sources.model import Model
-from .tape import Cache, Tape
+from .tape import Tape
+from .tensors import Cache
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Literal
 from .errors import BadInput
 from .ops.lora import Adapter
 from .ops.packed import Packed
-from .tape import Weight
+from .tensors import Weight
 
 _MIXTRAL, _QWEN = ("gate", "w1", "w3", "w2"), ("gate", "gate_proj", "up_proj", "down_proj")
 FUSED: Mapping[str, tuple[str, ...]] = {

@@ -1,7 +1,7 @@
 """The sweep: how much memory a training step's activations and gradients take, from the tape's ops in their order.
 
-Layers of a kind run one after another: one of them is swept, event by event (`runs.py`), and over them memory is linear, so that the worst
-layer is the first or the last. `timeline.py` unrolls the same events over all layers, for the allocator.
+Layers of a kind run one after another: one of them is swept, event by event (`forward.py`, `backward.py`), and over them memory is linear,
+so that the worst layer is the first or the last. `timeline.py` unrolls the same events over all layers, for the allocator.
 
 It knows shapes only: no optimizer, no allocator, no engine.
 """
@@ -11,8 +11,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from .runs import Checkpointing, Event, Run, Runs, run_backward, run_forward, runs_of, walk
-from .tape import Tape, Tensor, Weight
+from .backward import run_backward
+from .forward import run_forward, walk
+from .runs import GATHERED, Checkpointing, Event, Run, Runs, runs_of
+from .tape import Tape
+from .tensors import Tensor, Weight
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +73,7 @@ def sweep(
         run_backward(run, gradient_itemsize, accumulates, stepping, seen)
     runs = arrange(runs) if arrange else runs
     forward, saved = _forward_peak(runs)
-    backward, gradients = _backward_peak(runs, saved)
+    backward, gradients = _backward_peak(runs, saved + sum(t.nbytes for t in tape.tensors if t.held))
     offloaded = sum(run.offloaded * times for run, times in runs)
     return Sweep(forward=forward, backward=backward, saved=saved, gradients=gradients, offloaded=offloaded, runs=runs)
 
@@ -95,40 +98,48 @@ def _most(events: Iterable[Event], start: int = 0) -> tuple[int, int, int]:
     for what, at, key, nbytes in events:
         if what == "make":
             alive += nbytes
-            gathered += nbytes if key[0] in "ua" else 0
+            gathered += nbytes if key[0] in GATHERED else 0
             if alive > best[0] + best[1]:
                 best = alive - gathered, gathered, at
         elif what == "free":
             alive -= nbytes
-            gathered -= nbytes if key[0] in "ua" else 0
+            gathered -= nbytes if key[0] in GATHERED else 0
     return best
 
 
 def _before(runs: Runs, number: int) -> Iterable[Run]:
-    """The pieces that ran before the one of `number`, each once."""
-    return {run.first: run for run, _ in runs[:number] if run.first != runs[number][0].first}.values()
+    """The pieces that ran before the first of the one of `number`, each once."""
+    return {run.first: run for run, _ in runs[:number] if run.first < runs[number][0].first}.values()
 
 
 def _late(run: Run, earlier: Iterable[Run], keeping: bool) -> list[Tensor]:
-    """Tensors of earlier pieces that are there when `run` begins, beside what backward needs."""
-    return [t for piece in earlier for t in piece.own if t.last >= run.first and not (t.cached or (keeping and t.saved))]
+    """Tensors of earlier pieces that are there when `run` begins, beside what backward needs, the first layer's input among that."""
+    there = [one for one in (*earlier, run) if keeping and not one.offloaded]
+    kept = {id(one.entry.follows) for one in there if one.checkpointed or one.keeps(one.entry)}
+    some = [t for piece in earlier for t in piece.own if t.last >= run.first and id(t) not in kept]
+    return [t for t in some if not (t.cached or (keeping and t.saved))]
 
 
 def _forward_peak(runs: Runs, *, keeping: bool = True) -> tuple[Peak, int]:
     """The forward pass's peak, and what is saved when it ends."""
     peak, kept, cached = Peak(saved=0, gradients=0, transient=0, where=""), 0, 0
     pieces = [run.first for run, _ in runs]
+    most: dict[int, tuple[int, int, int]] = {}
     for number, (run, times) in enumerate(runs):
         if run.first not in pieces[:number]:
-            kept += run.once + sum(t.nbytes for t in run.outlasting)
-        late = _late(run, _before(runs, number), keeping)
-        ends: list[Event] = [("free", t.last - run.first, ("t", id(t)), t.nbytes) for t in late if t.last < run.first + len(run.ops)]
-        events = sorted([*run.forward, *ends], key=lambda event: event[1]) if ends else run.forward
-        nbytes, gathered, op = _most(events, sum(t.nbytes for t in late))
-        spared = run.spared if run.first not in pieces[:number] else 0
+            kept += run.once
+        if id(run) not in most:
+            late = _late(run, _before(runs, number), keeping)
+            ends: list[Event] = [("free", t.last - run.first, ("t", id(t)), t.nbytes) for t in late if t.last < run.first + len(run.ops)]
+            events = sorted([*run.forward, *ends], key=lambda event: event[1]) if ends else run.forward
+            most[id(run)] = _most(events, sum(t.nbytes for t in late))
+        nbytes, gathered, op = most[id(run)]
+        spared = run.spared if keeping and run.first not in pieces[:number] else 0
         before = kept + (run.kept + run.cached) * (times - 1) + cached - (spared if times > 1 else 0)
         peak = max(peak, Peak(saved=before, gradients=0, transient=nbytes, gathered=gathered, where=run.ops[op].name), key=_size)
         kept += run.kept * times - spared
+        if run.first not in pieces[number + 1 :]:
+            kept += sum(t.nbytes for t in run.outlasting)
         cached += run.cached * times
     return peak, kept
 
@@ -136,17 +147,21 @@ def _forward_peak(runs: Runs, *, keeping: bool = True) -> tuple[Peak, int]:
 def _backward_peak(runs: Runs, kept: int) -> tuple[Peak, int]:
     """The backward pass's peak, and the gradients that it leaves. `kept` is what the forward pass saved."""
     peak, gradients = Peak(saved=0, gradients=0, transient=0, where=""), 0
-    pieces = [run.first for run, _ in runs]
+    pieces, waiting = [run.first for run, _ in runs], dict[int, int]()
+    worst = {id(run): _worst(run) for run in {id(run): run for run, _ in runs}.values()}
     for number, (run, times) in reversed(list(enumerate(runs))):
         if run.first not in pieces[number + 1 :]:
             kept -= sum(t.nbytes for t in run.outlasting)
-        transient, own, gathered, op = _worst(run)
+        waiting.pop(id(run.end), None)
+        transient, own, gathered, op = worst[id(run)]
         for done in {0, times - 1}:
             left, sofar = kept - run.kept * done + min(transient, 0), gradients + run.gradients * done
-            at = Peak(saved=left, gradients=sofar + own, transient=max(transient, 0), gathered=gathered, where=run.ops[op].name)
+            made = max(transient, 0) + sum(waiting.values())
+            at = Peak(saved=left, gradients=sofar + own, transient=made, gathered=gathered, where=run.ops[op].name)
             peak = max(peak, at, key=_size)
         kept -= run.kept * times + (run.once - run.spared if run.first not in pieces[:number] else 0)
         gradients += run.gradients * times
+        waiting |= {tensor: nbytes for tensor, (_, nbytes) in run.ahead.items()}
     return peak, gradients
 
 
@@ -159,7 +174,7 @@ def _worst(run: Run) -> tuple[int, int, int, int]:
         alive += change
         if kind in "ws":
             weights += change
-        elif kind in "ua":
+        elif kind in GATHERED:
             gathered += change
         if alive > most:
             most, best = alive, (alive - weights - gathered, weights, gathered, at)

@@ -3,8 +3,7 @@
 A sweep has the events of one run of each kind of layer; here they are unrolled over all layers, two steps long: the first makes the
 optimizer's states, the second is what all later ones are like. Blocks are those that torch's allocator is asked for.
 
-It does not know what happened before the weights were there, how far other streams run behind,
-or the order of layers whose kinds alternate.
+It does not know what happened before the weights were there, nor how far other streams run behind (but FSDP1's gathers).
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from .allocator import ALLOC, FREE, STREAM, Event
 from .runs import END, Key, Run
 from .sweep import Sweep
-from .tape import Op
+from .tensors import Op
 
 Name = tuple[Key, int]
 """A tensor or gradient, and the number of its layer among those of its kind."""
@@ -29,15 +28,19 @@ def timeline(
     between: Sweep | None = None,
     workspaces: tuple[int, int] = (0, 0),
     steps: int = 2,
+    wrapped: Iterable[tuple[Sequence[int], int]] = (),
 ) -> list[Event]:
     """Events of `steps` training steps.
 
     `resident`: bytes of each weight; `passes`: the forward and backward passes of a step; `states`: bytes of each of the optimizer's
     states, made in the first step; `step`: what each optimizer step makes and frees; `between`: a forward pass that keeps nothing, run
     between each forward pass and its backward pass; `workspaces`: what the first matrix product takes for good in the thread of the
-    forward pass and in that of the backward pass, where it lies among the blocks that are alive then.
+    forward pass and in that of the backward pass, where it lies among the blocks that are alive then; `wrapped`: bytes of the tensors of
+    each unit of FSDP1, and of the part of it that stays.
     """
     run = _Timeline(workspaces)
+    for tensors, part in wrapped:
+        run.wrap(tensors, part)
     for nbytes in resident:
         run.alloc(nbytes)
     for number in range(steps):
@@ -52,8 +55,14 @@ def timeline(
     return run.events
 
 
-STREAMS = {"a": 1, "s": 2}
-"""The streams in which FSDP gathers and reduces, by the kind of what is made there."""
+STREAMS = {"a": 1, "f": 1, "s": 2}
+"""The streams in which FSDP gathers and reduces, by the kind of what is made there. The host runs ahead, so that what FSDP1 frees (`f`) is
+in use on the GPU still when it asks for the next one, and goes then: it lets two gathers be under way, and waits for the third (pytorch
+2.13 `distributed/fsdp/_limiter_utils.py`)."""
+
+
+BUCKET = 250 << 20
+"""Bytes from which on a bucket of tensors is sent (pytorch 2.13 `distributed/fsdp/_init_utils.py` PARAM_BROADCAST_BUCKET_SIZE)."""
 
 
 class _Timeline:
@@ -66,17 +75,44 @@ class _Timeline:
         self.holders: list[int] = []
         self.blocks: dict[Name, int] = {}
         self.latest: dict[Key, int] = {}
+        self.ahead: dict[int, int] = {}
+        self.flat: set[int] = set()
+        self.lingering: list[int] = []
 
     def alloc(self, nbytes: int, kind: str = "") -> int:
         block = len(self.holders)
         self.holders.append(1)
         self.events.append((ALLOC + STREAM * STREAMS.get(kind, 0), block, nbytes))
+        if kind == "f":
+            self.flat.add(block)
+            self.events += [(FREE, lingers, 0) for lingers in self.lingering]
+            self.lingering.clear()
         return block
 
     def drop(self, block: int) -> None:
         self.holders[block] -= 1
-        if not self.holders[block]:
+        if not self.holders[block] and block in self.flat:
+            self.lingering.append(block)
+        elif not self.holders[block]:
             self.events.append((FREE, block, 0))
+
+    def wrap(self, tensors: Sequence[int], part: int) -> None:
+        """FSDP1 makes a unit: its tensors are moved to the GPU, sent to all ranks in buckets and put together; of that a part stays
+        (pytorch 2.13 `distributed/fsdp/_init_utils.py`, _init_param_handle_from_module; `csrc/distributed/c10d/comm.cpp`).
+        """
+        moved = [self.alloc(nbytes) for nbytes in tensors]
+        buckets: list[list[int]] = [[]]
+        for nbytes in tensors:
+            if sum(buckets[-1]) >= BUCKET:
+                buckets.append([])
+            buckets[-1].append(nbytes)
+        for bucket in [self.alloc(sum(some)) for some in buckets if len(some) > 1]:
+            self.drop(bucket)
+        flat = self.alloc(sum(tensors))
+        if part:
+            self.alloc(part)
+        for block in (flat, *moved):
+            self.drop(block)
 
     def before(self, op: Op, thread: int) -> None:
         """The first product of a thread (0: forward, 1: backward) takes its workspace."""
@@ -86,6 +122,7 @@ class _Timeline:
     def one_pass(self, swept: Sweep, between: Sweep | None) -> list[int]:
         """Forward and backward; returns the blocks of the weights' gradients."""
         self.blocks, self.latest = {name: block for name, block in self.blocks.items() if name[0][0] == "w"}, {}
+        self.ahead = {}
         first = len(self.holders)
         order, count = self._all_forward(swept)
         if between:
@@ -171,10 +208,11 @@ class _Timeline:
     def _backward(self, run: Run, number: int, stream: int | None, gradients: list[int]) -> int | None:
         """One run backward from the gradient of its output; returns that of its input."""
         single = {id(t) for t in run.own if t.repeats < run.times}
+        stream = self.ahead.pop(id(run.end), stream)
         made: list[int] = []
         for what, at, key, nbytes in run.backward:
             name = key, number
-            if key[0] == "t" and key[1] in single and number:
+            if (key[0] == "t" and key[1] in single and number) or key[0] == "l":
                 continue
             self.before(run.ops[at], 1)
             if what == "make":
@@ -186,9 +224,11 @@ class _Timeline:
             else:
                 self._free(self.blocks.get(name))
         left = self.blocks.get((run.entry_gradient, number)) if run.entry_gradient else None
+        waits = {tensor: self.blocks[key, number] for tensor, (key, _) in run.ahead.items() if tensor not in self.ahead}
         for block in made:
-            if block != left:
+            if block != left and block not in waits.values():
                 self._free(block)
+        self.ahead |= waits
         return left
 
 

@@ -18,7 +18,8 @@ from vramplan.errors import BadInput, Unknown, VramplanError
 from vramplan.families import model_types, walk
 from vramplan.formats import Scheme, matrix, scheme, scheme_from_config, weights_nbytes
 from vramplan.formats.gguf_facts import ModelFacts
-from vramplan.tape import Tape, Weight
+from vramplan.tape import Tape
+from vramplan.tensors import Weight
 
 Walked = Callable[[str], tuple[Tape, ModelFacts]]
 

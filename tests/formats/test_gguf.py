@@ -15,7 +15,8 @@ from vramplan.formats import scheme, weights_nbytes
 from vramplan.formats.gguf_facts import ModelFacts
 from vramplan.formats.gguf_mixtures import NAMES, fitting, gguf_scheme, joined, more_bits
 from vramplan.formats.gguf_names import category
-from vramplan.tape import Tape, Weight
+from vramplan.tape import Tape
+from vramplan.tensors import Weight
 
 Walked = Callable[[str], tuple[Tape, ModelFacts]]
 

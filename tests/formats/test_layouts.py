@@ -24,7 +24,7 @@ from vramplan.formats.kv import kv_bytes
 from vramplan.formats.mlx import affine
 from vramplan.formats.modelopt import nvfp4
 from vramplan.formats.mx import MXFP4, MXFP8
-from vramplan.tape import Weight
+from vramplan.tensors import Weight
 
 SIDE = 4096
 N = SIDE * SIDE

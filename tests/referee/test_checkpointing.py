@@ -17,7 +17,8 @@ from vramplan.methods import Full
 from vramplan.ops.loss import cross_entropy
 from vramplan.runs import Checkpointing
 from vramplan.sweep import sweep
-from vramplan.tape import Op, Tape
+from vramplan.tape import Tape
+from vramplan.tensors import Op
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

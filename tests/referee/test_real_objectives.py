@@ -48,6 +48,17 @@ MODELS: dict[str, dict[str, Any]] = {
         "tie_word_embeddings": True,
     },
 }
+MIXTURES: dict[str, dict[str, Any]] = {
+    "olmoe": {**MODELS["llama"], "model_type": "olmoe", "intermediate_size": 512, "num_experts": 32, "num_experts_per_tok": 2},
+    "qwen3_moe": {
+        **MODELS["llama"],
+        "model_type": "qwen3_moe",
+        "moe_intermediate_size": 128,
+        "num_experts": 64,
+        "num_experts_per_tok": 4,
+        "norm_topk_prob": True,
+    },
+}
 COMMON = {"vocab_size": VOCAB, "max_position_embeddings": 2048, "pad_token_id": VOCAB - 1, "eos_token_id": VOCAB - 2, "bos_token_id": None}
 LENGTHS = [(64, 192, 2), (420, 348, 2)]
 """Tokens of prompt and completion, and the micro-batch."""
@@ -120,10 +131,19 @@ def on_a_gpu() -> Iterator[None]:
 
 @pytest.fixture(scope="module", params=MODELS)
 def saved(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
+    return written(MODELS[request.param], tmp_path_factory.mktemp(request.param))
+
+
+@pytest.fixture(scope="module", params=MIXTURES)
+def mixture(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
+    return written(MIXTURES[request.param], tmp_path_factory.mktemp(request.param))
+
+
+def written(model: dict[str, Any], path: Path) -> tuple[dict[str, Any], Path]:
     """A small model and a tokenizer of one token for each word, in a folder."""
     from tokenizers import Tokenizer, models, pre_tokenizers
 
-    raw, path = {**MODELS[request.param], **COMMON}, tmp_path_factory.mktemp(request.param)
+    raw = {**model, **COMMON}
     torch.manual_seed(0)
     transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.for_model(**raw)).save_pretrained(path)
     words = {f"w{i}": i for i in range(VOCAB - 2)} | {"<eos>": VOCAB - 2, "<pad>": VOCAB - 1}
@@ -268,6 +288,12 @@ def test_a_step_takes_what_trl_takes(
     answer = ours(raw, objective, method, precision, lengths, checkpointing=checkpointing)
     moments = (Moment.FORWARD, Moment.REFERENCE, Moment.LOSS, Moment.BACKWARD)
     assert made_at(answer, *moments) == pytest.approx(real, rel=0.005)
+
+
+@pytest.mark.parametrize("recipe", [r for r in RECIPES if r[0] in ("dpo", "kto", "grpo")], ids="-".join)
+def test_a_mixture_of_experts_takes_what_trl_takes(mixture: tuple[dict[str, Any], Path], recipe: tuple[str, str, str, str]) -> None:
+    """With the loss that balances its routers."""
+    test_a_step_takes_what_trl_takes(mixture, recipe, LENGTHS[1])
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,8 @@ from vramplan.families import walk
 from vramplan.optimizers import Optimizer, optimizer
 from vramplan.optimizers.clipping import clipping
 from vramplan.scenario import scenario
-from vramplan.tape import Tape, Weight
+from vramplan.tape import Tape
+from vramplan.tensors import Weight
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

@@ -16,7 +16,8 @@ from vramplan.dim import Dim
 from vramplan.families import walk
 from vramplan.sources.gguf import ArrayLength
 from vramplan.sources.stored import Header, StoredTensor
-from vramplan.tape import Tape, Weight
+from vramplan.tape import Tape
+from vramplan.tensors import Weight
 
 Config = Mapping[str, Any]
 ARCHS = {name: arch for arch, name in gguf.MODEL_ARCH_NAMES.items()}

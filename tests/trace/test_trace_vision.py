@@ -104,6 +104,42 @@ def test_a_step_with_images(model: str, keys: dict[str, Any]) -> None:
     assert all(abs(difference) <= 0.02 * traced.nbytes for difference in parts.values()), dict(parts)
 
 
+NEXT: list[dict[str, Any]] = [
+    {"method": "full"},
+    {**LORA, "micro_batch": 2, "image_size": "480x640", "tower": "frozen"},
+    {"method": "full", "micro_batch": 2, "image_size": "300x900", "checkpointing": "full"},
+    {**LORA, "precision": "bf16-mixed"},
+    {"method": "full", "attention": "eager", "image_size": "200x300"},
+]
+
+
+@pytest.mark.parametrize("keys", NEXT, ids=[named(("", keys)) for keys in NEXT])
+def test_llava_next_and_its_tiles(keys: dict[str, Any]) -> None:
+    from vramplan.trace import trace_scenario
+
+    config = {**cut("llava-hf/llava-1.5-7b-hf"), "model_type": "llava_next", "architectures": ["LlavaNextForConditionalGeneration"]}
+    asked = scenario(
+        {"model": config, "task": "train", "sequence_length": 3072, "attention": "sdpa", "optimizer": "sgd", "images": 1, **keys}
+    )
+    traced = trace_scenario(asked, loop="trainer").steady.nbytes
+    assert abs(estimate(asked).facts["peak_allocated"] / traced - 1) <= 0.0005
+
+
+def test_the_texts_gradient_waits_while_the_tower_runs_backward() -> None:
+    """The peak is in the tower, whose layers are widened: the embeddings' gradient, 64 MiB, is there until theirs is made."""
+    from vramplan.trace import trace_scenario
+
+    config = cut("llava-hf/llava-1.5-7b-hf", 1)
+    config["text_config"].update(vocab_size=64, intermediate_size=256, pad_token_id=0)
+    config["vision_config"]["intermediate_size"] = 131072
+    config.update(image_token_index=5, pad_token_id=0)
+    keys = {"method": "full", "images": 1, "micro_batch": 4, "sequence_length": 2048, "optimizer": "sgd", "checkpointing": "full"}
+    asked = scenario({"model": config, "task": "train", "attention": "sdpa", **keys})
+    traced, answer = trace_scenario(asked, loop="trainer").steady, estimate(asked)
+    assert any("vision_tower" in item.why for item in answer.ledger.items if answer.peak[0] in item.alive)
+    assert abs(answer.facts["peak_allocated"] - traced.nbytes) <= 1 << 20
+
+
 # ---- a tower alone ---------------------------------------------------------------------------------------------------
 TOWERS = [
     ("llava-hf/llava-1.5-7b-hf", None, 0.0),

@@ -37,7 +37,8 @@ QUIET = (
 )
 SIZES = {"phone": {"width": 375, "height": 800}, "wide": {"width": 1360, "height": 900}}
 PAGES = [
-    *(href for href, _ in MENU), *ADDRESSES[:4], ADDRESSES[1] + "&show=more", ADDRESSES[1] + "&show=cards", "/cards/rtx-4090", "/models/openai-community/gpt2",
+    *(href for href, _ in MENU), *ADDRESSES[:4], ADDRESSES[1] + "&show=more", ADDRESSES[1] + "&show=cards",
+    "/cards/rtx-4090", "/models/openai-community/gpt2",
     "/?model=none",
     "/compare?s=model%3Dgpt2%26gpu%3Drtx-4090&s=model%3Dgpt2%26task%3Dtrain", f"/how/{names()[1]}",
 ]  # fmt: skip

@@ -80,7 +80,7 @@ def kept(page: Any) -> bool:
 
 
 def answered(page: Any) -> None:
-    page.wait_for_selector(".verdict", timeout=LOADED)
+    page.wait_for_selector("main:not([inert]) .verdict", timeout=LOADED)
     settled(page)
     agrees(page)
 
@@ -171,7 +171,6 @@ def test_a_slider_moves_and_searches_follow(browser: Any, copy: str) -> None:
         there = remedy.evaluate("link => link.href")
         remedy.click()
         page.wait_for_url(there)
-        page.wait_for_selector("main:not([inert]) .verdict")
         answered(page)
         assert kept(page)
 

@@ -248,6 +248,21 @@ def find_gpu(name: str) -> Gpu:
     return _gpu(found[0], sizes[0] if sizes else None)
 
 
+def find_gpus(name: str) -> tuple[Gpu, ...]:
+    """The GPU called `name`, or those whose names it joins with `+`. Raises as `find_gpu`.
+
+    >>> [gpu.id for gpu in find_gpus("rtx-4090 + 3060")], [gpu.id for gpu in find_gpus("AMD Ryzen AI MAX+ 395")]
+    (['rtx-4090', 'rtx-3060-12gb'], ['ryzen-ai-max-395-128gb'])
+    """
+    parts = name.split("+")
+    try:
+        return (find_gpu(name),)
+    except (NotFound, BadInput):
+        if len(parts) < 2:
+            raise
+    return tuple(find_gpu(part.strip()) for part in parts)
+
+
 def anonymous_gpu(memory: int) -> Gpu:
     """A GPU of which only the `memory` is given, in bytes, all of it usable; its speed is not known (bandwidth 0, no rates)."""
     given = f"given: {memory / GiB:.2f} GiB"

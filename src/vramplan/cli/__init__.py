@@ -14,17 +14,20 @@ import click
 from ..discovery import modules
 from ..errors import VramplanError, nearest
 
+HELPERS = ("options", "progress")
+"""Modules here that are no verbs."""
+
 
 class Verbs(click.Group):
     """A group whose commands are the modules beside this one, each with a click command called `command`."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return [name for name in modules(__file__) if name != "options"]
+        return [name.replace("_", "-") for name in modules(__file__) if name not in HELPERS]
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         if name not in self.list_commands(ctx):
             raise click.UsageError(f"no such command {name!r}{nearest(name, self.list_commands(ctx))}")
-        command: click.Command = import_module(f".{name}", __name__).command
+        command: click.Command = import_module(f".{name.replace('-', '_')}", __name__).command
         return command
 
 

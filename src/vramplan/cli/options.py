@@ -10,14 +10,12 @@ from typing import Any
 import click
 
 from ..errors import BadFile, BadInput
-from ..scenario import Scenario, keys, scenario
+from ..scenario import FLAGS, Scenario, keys, scenario
 
 REPEATED = ("gpu", "weights", "context_length", "kv_dtype")
 """Keys that may be given several times: every combination becomes a row of a table."""
-SHORT = {"context_length": ("--context",), "sequences": ("--batch",)}
+SHORT = {"context_length": ("--context",), "sequences": ("--batch", "--users")}
 """Other names for some options."""
-REFUSED = ("virtual_pipeline", "pipeline_schedule")
-"""Keys that no engine estimates yet: read and refused with a reason, and left out of the help."""
 BY_HAND = {
     "layers": "num_hidden_layers",
     "hidden": "hidden_size",
@@ -30,7 +28,6 @@ BY_HAND = {
 """A plain decoder described by hand: option -> key of a Llama config."""
 NEEDED = ("layers", "hidden", "heads", "ffn", "vocab")
 """Of those, the ones that have no default."""
-_FLAGS = ("double_quant", "optimizer_in_backward", "compile", "eager", "flash_attention")
 
 Command = Callable[..., Any]
 
@@ -41,13 +38,13 @@ def scenario_options(command: Command) -> Command:
         command = click.option(f"--{name.replace('_', '-')}", f"hand_{name}", help=f"a plain decoder by hand: {BY_HAND[name]}")(command)
     for name, about in reversed(list(keys().items())):
         flags = (f"--{name.replace('_', '-')}", *SHORT.get(name, ()))
-        if name in _FLAGS:
+        if name in FLAGS:
             both = f"{flags[0]}/--no-{flags[0][2:]}"
-            command = click.option(both, name, default=None, help=about["help"], hidden=name in REFUSED)(command)
+            command = click.option(both, name, default=None, help=about["help"])(command)
         else:
-            again, hidden = name in REPEATED, name in REFUSED
+            again = name in REPEATED
             text = about["help"] + (" (repeatable)" if again else "")
-            command = click.option(*flags, name, multiple=again, help=text, hidden=hidden, metavar=about.get("metavar"))(command)
+            command = click.option(*flags, name, multiple=again, help=text, metavar=about.get("metavar"))(command)
     text = "a scenario as a JSON file, or - for standard input; options given beside it win"
     command = click.option("--scenario", "scenario_file", metavar="FILE", help=text)(command)
     return click.argument("model", required=False)(command)
@@ -70,6 +67,15 @@ def scenarios(options: Mapping[str, Any]) -> list[Scenario]:
     given |= {name: options[name] for name in keys() if name in options and options[name] not in (None, ())}
     lists = {name: given.pop(name) for name in REPEATED if isinstance(given.get(name), tuple)}
     return [scenario({**given, **dict(zip(lists, values, strict=True))}) for values in product(*lists.values())]
+
+
+def single(options: Mapping[str, Any]) -> Scenario:
+    """The one scenario that the options mean. Raises BadInput where they mean several."""
+    found = scenarios(options)
+    if len(found) > 1:
+        names = [f"--{key.replace('_', '-')}" for key in REPEATED if len(options.get(key) or ()) > 1]
+        raise BadInput(f"give {' and '.join(names)} once: several are for estimate and compare")
+    return found[0]
 
 
 def _whole(name: str, text: str) -> int:

@@ -32,7 +32,6 @@ class WithScript(click.Command):
 @click.option("--clip", type=float, help="clip the gradients' norm to this")
 @click.option("--padded", is_flag=True, help="the batch has padding, so that a mask is needed")
 @click.option("--reentrant", is_flag=True, help="the re-entrant kind of checkpointing")
-@click.option("--loop", type=click.Choice(("plain", "trainer")), help="who holds the logits: plain, until the next step; trainer, nobody")
 @click.option("--json", "as_json", is_flag=True, help="the result as JSON")
 @click.option("--timeline", is_flag=True, help="how the memory goes up and down, phase by phase")
 @click.option("--snapshot", metavar="FILE", help="write a PyTorch memory snapshot, which pytorch.org/memory_viz opens")

@@ -1,7 +1,8 @@
 """Engines: how each program that runs a model spends memory. One file per engine, found by its `NAMES`.
 
 An engine's file gives `ABOUT` (what it covers, and what not), `VERSION` (the newest that it describes) and `account(job)`: the line items,
-what the engine may take of the GPU, and which defaults it filled in. It sees tapes and formats, never a family's name.
+what the engine may take of the GPU, and which defaults it filled in; `UNEQUAL` where GPUs may be of several kinds. It sees tapes and
+formats, never a family's name.
 """
 
 from __future__ import annotations

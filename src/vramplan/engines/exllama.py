@@ -15,7 +15,8 @@ from ..errors import BadInput, Unknown
 from ..formats import scheme
 from ..ledger import Item, Moment, ledger
 from ..parallel.pipeline import part_of
-from ..tape import Tape, Weight
+from ..tape import Tape
+from ..tensors import Weight
 from .cuda_context import context_item
 from .job import MANY, Account, Device, Job
 from .lines import counted, weight_items

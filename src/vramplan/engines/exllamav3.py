@@ -17,7 +17,8 @@ from ..formats import weights_nbytes
 from ..formats.kv import EXLLAMA
 from ..kernels import Kernels
 from ..ledger import Item, Moment
-from ..tape import Cache, Tape
+from ..tape import Tape
+from ..tensors import Cache
 from ..units import GiB
 from .exllama import ALWAYS, CHUNK, PAGE, answer, cache_tokens, fitted, matrices, weights
 from .job import Account, Job

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from ..catalog.gpus import Gpu
 from ..errors import Unknown
 from ..ledger import Item, Moment
-from ..tape import Cache, Tape
+from ..tape import Tape
+from ..tensors import Cache
 from ..units import gib
 from .job import Account, Device, Job
 from .lines import counted, text_caches

@@ -17,7 +17,8 @@ from ..kernels import Kernels
 from ..ledger import Item
 from ..scenario import Scenario
 from ..sources.model import Model
-from ..tape import Method, Tape
+from ..tape import Tape
+from ..tensors import Method
 
 MANY = (
     "gpu_count", "tensor_parallel", "pipeline_parallel", "data_parallel", "context_parallel", "expert_parallel", "offload", "draft_model",
@@ -27,15 +28,23 @@ MANY = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """A scenario with its model, GPU and the number format of its weights looked up, and its draft model where it names one."""
+    """A scenario with its model, GPU and the number format of its weights looked up, and its draft model where it names one.
+
+    `gpus` are all of them where they are of several kinds, `gpu` the first.
+    """
 
     engine: str
     scenario: Scenario
     model: Model
     gpu: Gpu | None
     scheme: Scheme
+    gpus: tuple[Gpu, ...] = ()
     draft: Model | None = None
     draft_scheme: Scheme | None = None
+
+    def gpu_at(self, rank: int) -> Gpu | None:
+        """The GPU of number `rank`."""
+        return self.gpus[rank] if rank < len(self.gpus) > 1 else self.gpu
 
     @property
     def stored(self) -> bool:

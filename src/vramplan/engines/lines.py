@@ -14,7 +14,8 @@ from ..formats.kv import kv_bytes
 from ..ledger import Item, Moment
 from ..sources.model import Model
 from ..sources.stored import StoredTensor
-from ..tape import Cache, Tape, Weight
+from ..tape import Tape
+from ..tensors import Cache, Weight
 from .job import Job
 
 SERVING = frozenset({Moment.PROFILE, Moment.PREFILL, Moment.DECODE})

@@ -17,7 +17,8 @@ from ..errors import BadInput, Unknown
 from ..formats import scheme
 from ..kernels import Kernels
 from ..ledger import Item, Moment
-from ..tape import Cache, Tape, Tensor
+from ..tape import Tape
+from ..tensors import Cache, Tensor
 from .job import MANY, Account, Job
 from .lines import SERVING, block_rest_item, cache_items, counted, text_caches, weight_items
 from .process import CUDA_CONTEXT, cublas

@@ -17,15 +17,16 @@ from ..errors import BadInput, Unknown
 from ..formats import weights_nbytes
 from ..ledger import Item
 from ..scenario import Scenario
-from ..units import GiB, MiB
+from ..units import GiB
 from .job import Account, Device, Job
 from .lines import SERVING, cache_items, item_of_share
 from .llama_cpp_advice import advice
 from .llama_cpp_cache import some_layers
 from .llama_cpp_compute import compute_buffers
-from .llama_cpp_programs import program_remarks
+from .llama_cpp_programs import contexts, program_remarks
 from .llama_cpp_setup import Setup, drafting, prepare
 from .llama_cpp_weights import names_of, weight_lines
+from .process import CUDA_CONTEXT
 
 NAMES = ("llama.cpp",)
 ABOUT = (
@@ -33,9 +34,7 @@ ABOUT = (
     "also for ollama and koboldcpp with their own defaults, and LM Studio; not: -sm row and tensor, projectors' buffers, a backend's pools"
 )
 VERSION = "0.5.0"
-
-CUDA_CONTEXT = 300 * MiB
-"""With lazy module loading: pytorch #107667; llama.cpp prints it as "unaccounted" in its memory breakdown."""
+UNEQUAL = True
 
 
 def account(job: Job) -> Account:
@@ -45,23 +44,23 @@ def account(job: Job) -> Account:
     draft = drafting(setup)
     gpus = setup.placed.gpus
     devices = [device_items(setup, draft, i) for i in range(gpus)]
-    totals = [sum(item.nbytes for item in items) for items in devices]
-    worst = max(range(gpus), key=lambda i: totals[i], default=0)
     below = shared_items(setup, draft, gpus)
-    room = room_on(job.gpu, below)
+    rooms = [room_on(job.gpu_at(i), below) for i in range(gpus)] or [room_on(job.gpu, below)]
+    over = [sum(item.nbytes for item in items) - (room or 0) for items, room in zip(devices, rooms, strict=False)]
+    worst = max(range(gpus), key=lambda i: over[i], default=0)
     items = devices[worst] if devices else below
-    others = [Device(rank=i, gpu=job.gpu, room=room, items=found) for i, found in enumerate(devices) if i != worst]
+    others = [Device(rank=i, gpu=job.gpu_at(i), room=rooms[i], items=found) for i, found in enumerate(devices) if i != worst]
     return Account(
         tape=setup.tape,
         items=[*items, *(whole_file(setup) if job.gpu is None and gpus else [])],
-        room=room,
+        room=rooms[worst],
         rank=worst,
         others=others,
         host=below if job.gpu is not None else [],
         filled={
             "engine_version": s.engine_version or VERSION,
             "sequences": setup.held.sequences,
-            "context_length": setup.context,
+            "context_length": setup.context // contexts(s),
             "ubatch": setup.held.ubatch,
             "flash_attention": setup.flash,
         },
@@ -71,14 +70,14 @@ def account(job: Job) -> Account:
             "process": sum(item.nbytes for item in items),
         },
         assumptions=assumptions(setup),
-        remarks=[*program_remarks(s), *unmatched(setup), *remarks(setup, room)],
-        advice=lambda: would_fit(setup, max(totals, default=0), room),
+        remarks=[*program_remarks(s), *unmatched(setup), *remarks(setup, job.gpu_at(worst), rooms[worst])],
+        advice=lambda: would_fit(setup) if job.gpu is not None and max(over, default=0) > 0 else [],
     )
 
 
-def remarks(setup: Setup, room: int | None) -> list[str]:
-    """What llama.cpp warns of, what is not counted, and where the processor leaves a GPU less `room` than it could take."""
-    own, gpu = setup.model.context_length, setup.job.gpu
+def remarks(setup: Setup, gpu: Gpu | None, room: int | None) -> list[str]:
+    """What llama.cpp warns of, what is not counted, and where the processor leaves the fullest GPU less `room` than it could take."""
+    own = setup.model.context_length
     found = []
     if own and setup.job.scenario.context_length and setup.held.cells > own:
         found.append(f"-c {setup.context:,} is beyond the model's own {own:,} tokens: llama.cpp warns, and takes the memory")
@@ -101,20 +100,19 @@ def room_on(gpu: Gpu | None, host: Sequence[Item]) -> int | None:
     return max(min(gpu.usable, left), 0) if gpu.unified else gpu.usable
 
 
-def would_fit(setup: Setup, total: int, room: int | None) -> list[str]:
-    """Flags with which it would fit, where it does not."""
+def would_fit(setup: Setup) -> list[str]:
+    """Flags with which it would fit, as it does not."""
     job, s = setup.job, setup.job.scenario
-    if room is None or total <= room:
-        return []
 
     def missing(other: Scenario, graph: bool) -> list[int]:
         made = prepare(replace(job, scenario=other))
         draft, gpus = drafting(made), made.placed.gpus
-        there = room_on(job.gpu, shared_items(made, draft, gpus, graph=graph)) or 0
-        return [sum(i.nbytes for i in device_items(made, draft, d, graph=graph)) - there for d in range(gpus)]
+        below = shared_items(made, draft, gpus, graph=graph)
+        there = [room_on(job.gpu_at(d), below) or 0 for d in range(gpus)]
+        return [sum(i.nbytes for i in device_items(made, draft, d, graph=graph)) - there[d] for d in range(gpus)]
 
     moe = any(weight.kind == "experts" for weight in setup.tape.weights)
-    return list(advice(s, missing, where=setup.placed, context=setup.context, moe=moe))
+    return list(advice(s, missing, where=setup.placed, context=setup.context // contexts(s), moe=moe))
 
 
 def unmatched(setup: Setup) -> list[str]:
@@ -147,7 +145,8 @@ def cache_lines(setup: Setup, device: int) -> Iterator[Item]:
 
 def device_items(setup: Setup, draft: Setup | None, device: int, *, graph: bool = True) -> list[Item]:
     """Everything on one GPU, with or without (not `graph`) what the graphs take. What Metal takes beside them is not known."""
-    if setup.job.gpu is not None and setup.job.gpu.vendor == "apple":
+    gpu = setup.job.gpu_at(device)
+    if gpu is not None and gpu.vendor == "apple":
         return shared_items(setup, draft, device, graph=graph)
     context = Item(path=("cuda context",), nbytes=CUDA_CONTEXT, alive=SERVING, why="one process", source="pytorch #107667")
     return [*shared_items(setup, draft, device, graph=graph), context]

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
+from ..bisection import most_twice
 from ..scenario import Scenario
 from .llama_cpp_placement import Placement
 
@@ -26,14 +27,14 @@ def advice(s: Scenario, missing: Missing, *, where: Placement, context: int, moe
     if shares:
         yield f"fits with -ts {','.join(map(str, shares))}: layers of each GPU, the output counted as one"
     if moe and not s.cpu_moe_layers:
-        least = layers - _most(lambda n, graph: fits(replace(s, cpu_moe_layers=layers - n), graph), layers - 1)
+        least = layers - most_twice(lambda n, graph: fits(replace(s, cpu_moe_layers=layers - n), graph), layers - 1)
         if least <= layers:
             yield f"fits with --n-cpu-moe {least}: the experts of {least} layers in host memory"
     whole = layers if s.gpu_layers is None or s.gpu_layers < 0 else min(s.gpu_layers, layers)
-    held = _most(lambda n, graph: fits(replace(s, gpu_layers=n), graph), whole)
+    held = most_twice(lambda n, graph: fits(replace(s, gpu_layers=n), graph), whole)
     if held >= 0:
         yield f"fits with -ngl {held}: {held} of {layers + 1} layers on the GPU"
-    cells = _most(lambda n, graph: fits(replace(s, context_length=256 * (n + 1)), graph), context // 256 - 1)
+    cells = most_twice(lambda n, graph: fits(replace(s, context_length=256 * (n + 1)), graph), context // 256 - 1)
     if cells >= 0:
         yield f"fits with -c {256 * (cells + 1)}, the largest context"
 
@@ -57,27 +58,3 @@ def split(s: Scenario, missing: Missing, where: Placement) -> tuple[int, ...]:
         else:
             return ()
     return tuple(shares)
-
-
-def _most(holds: Callable[[int, bool], bool], limit: int) -> int:
-    """The largest n from 0 to `limit` of which `holds` is true, where it is up to some n; -1 where it is of none."""
-    limit = most(lambda n: holds(n, False), limit)
-    step = 1
-    while limit >= 0 and not holds(limit, True):
-        low = max(limit - step, -1)
-        if low < 0 or holds(low, True):
-            return most(lambda n: holds(n, True), limit - 1, low)
-        limit, step = low, 2 * step
-    return limit
-
-
-def most(holds: Callable[[int], bool], limit: int, low: int = -1) -> int:
-    """The largest n above `low` and up to `limit` of which `holds` is true, where it is up to some n; `low` where it is of none."""
-    high = limit
-    while low < high:
-        middle = (low + high + 1) // 2
-        if holds(middle):
-            low = middle
-        else:
-            high = middle - 1
-    return low

@@ -10,7 +10,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from ..dim import numel
-from ..tape import Cache, Tape
+from ..tape import Tape
+from ..tensors import Cache
 from .lines import cache_nbytes, text_caches
 
 PADDING = 256

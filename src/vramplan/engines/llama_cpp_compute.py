@@ -51,8 +51,15 @@ def _graph(setup: Setup) -> Graph:
         outputs=min(setup.outputs, int(setup.tape.tokens)),
         together=not setup.placed.moves("experts"),
         windowed=any(cache.window is not None for cache in caches),
+        topk=_topk(setup),
         value_width=max((cache.elements(1) // len(cache.layers) for cache in caches if cache.side == "v"), default=0),
     )
+
+
+def _topk(setup: Setup) -> int:
+    """Cells that an indexer picks for each token; 2,048 where the config is silent."""
+    named = setup.model.text.get("index_topk")
+    return named if isinstance(named, int) else 2048
 
 
 def _stores(setup: Setup) -> dict[int, Store]:

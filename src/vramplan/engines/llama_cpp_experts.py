@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..tape import Op, Weight
+from ..tensors import Op, Weight
 from .llama_cpp_graph import Graph
 from .llama_cpp_placement import is_merged
 from .llama_cpp_schedule import Node

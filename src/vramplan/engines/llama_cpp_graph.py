@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from ..dim import numel
 from ..errors import Unknown
-from ..tape import Tensor, Weight
+from ..tensors import Tensor, Weight
 from .llama_cpp_schedule import Node, root
 
 Placed = Callable[[Weight, int | None], tuple[int, int]]
@@ -31,7 +31,9 @@ class Store:
 
 @dataclass(slots=True, kw_only=True)
 class Graph:
-    """The nodes of a pass of `tokens` tokens as they are put in; `rotated` are the rows of the matrices that keys and values go through."""
+    """The nodes of a pass of `tokens` tokens as they are put in; `rotated` are the rows of the matrices that keys and values go through,
+    `picked` the `topk` cells that an indexer picks for each token.
+    """
 
     tokens: int
     host: int
@@ -65,6 +67,8 @@ class Graph:
     sums: int = 0
     home: int = 0
     columns: Node | None = None
+    topk: int = 0
+    picked: Node | None = None
     rows: dict[int, Node] | None = None
     before: set[int] = field(default_factory=set)
     shared: dict[int, Store] = field(default_factory=dict)
@@ -133,7 +137,7 @@ class Graph:
             elif not top.leaf:
                 self.reached = top.segment = max(self.reached, top.born[0])
                 self.nodes.append(top)
-            elif top.leaf == "input":
+            elif top.leaf in ("input", "empty"):
                 self.inputs.append(top)
         return node
 

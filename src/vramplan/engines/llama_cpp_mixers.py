@@ -5,8 +5,8 @@ Source: llama.cpp 0.5.0 `src/llama-graph.cpp` (`build_attn_mha`, `build_attn_inp
 
 from __future__ import annotations
 
-from ..tape import Op
-from .llama_cpp_graph import Graph
+from ..tensors import Op
+from .llama_cpp_graph import Graph, Store
 from .llama_cpp_schedule import Node
 
 
@@ -34,6 +34,8 @@ def attention(g: Graph, op: Op, layer: int | None) -> Node:
         g.expand(stored)
     keys, values = (g.leaf("cache", what, n, store.device) for what, n in (("keys", store.keys), ("values", store.values)))
     mask = g.input(f"mask{kind}", (2 if g.flash else 4) * store.cells * g.tokens)
+    if g.picked is not None:
+        mask = picked_mask(g, mask, g.picked)
     if g.flash:
         y = g.node("attention", out, g.view(q, q.nbytes), keys, values, mask)
     else:
@@ -44,6 +46,32 @@ def attention(g: Graph, op: Op, layer: int | None) -> Node:
     if not g.latent:
         g.expand(y)
     return g.node("rotated back", out, g.input(f"values' rotation{kind}", 4 * g.rotated[1] ** 2), y) if g.rotated[1] else y
+
+
+def indexer(g: Graph, op: Op, store: Store) -> Node:
+    """The cells with the highest scores: small heads' queries and keys, rotated, and one fused operation (`glm-dsa.cpp`, fused_lid)."""
+    q, k, weights = (g.of(read) for read in op.reads)
+    matrix = g.input("indexer's rotation", 4 * (k.nbytes // (4 * g.tokens)) ** 2)
+    q, k = (g.node(f"indexer's {name} rotated", x.nbytes, matrix, x) for name, x in (("q", q), ("k", k)))
+    g.stored(store.device, g.view(k, k.nbytes), g.input("indexer's ids", 8 * g.tokens))
+    mask = g.input("indexer's mask", 2 * store.cells * g.tokens)
+    scaled = g.over("scaled", g.view(weights, weights.nbytes))
+    keys = g.leaf("cache", "indexer's keys", 0, store.device)
+    scores = g.node("indexer's scores", 4 * store.cells * g.tokens, g.view(q, q.nbytes), keys, scaled, mask)
+    top = g.node("top cells", 4 * min(g.topk, store.cells) * g.tokens, scores)
+    g.picked = g.node("copy", top.nbytes, top)
+    return g.picked
+
+
+def picked_mask(g: Graph, mask: Node, picked: Node) -> Node:
+    """A mask of all cells, of which those `picked` are set to zero, joined with the pass's (`build_attn`, llm_graph_input_attn_k_dsa).
+
+    The zeros are a tensor that nothing computes: ggml makes room for it before the first layer.
+    """
+    filled = g.over("filled", mask)
+    zeros = Node("zeros", picked.nbytes, leaf="empty", born=g.number())
+    rows = Node("rows", mask.nbytes, (g.over("zeros", zeros), g.view(picked, picked.nbytes), filled), view=filled, born=g.number())
+    return g.over("mask", g.view(rows, mask.nbytes), mask)
 
 
 def absorbed(g: Graph, op: Op, name: str, layer: int | None) -> tuple[Node, ...]:

@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..dim import numel
-from ..tape import Op, Weight
+from ..tensors import Op, Weight
 from .llama_cpp_experts import expert
 from .llama_cpp_graph import Graph
 from .llama_cpp_habits import FOLDED, ROWS_LAST, SECOND_FIRST, SLICES, STREAM_FIRST
-from .llama_cpp_mixers import absorbed, attention, convolution, delta_rule, scan
+from .llama_cpp_mixers import absorbed, attention, convolution, delta_rule, indexer, scan
 from .llama_cpp_placement import is_split
 from .llama_cpp_schedule import Node
 
@@ -28,6 +28,8 @@ def translate(g: Graph, op: Op, layer: int | None) -> tuple[Node, ...]:
         return g.parts(op.reads[0])
     if ".experts." in f".{op.name}" and (found := expert(g, op, name, layer, matrices)):
         return found
+    if name == "scores" and op.name.endswith("indexer.scores") and len(op.reads) > 2 and layer in g.stores:
+        return (indexer(g, op, g.stores[layer or 0]),)
     if name == "probabilities":
         return (g.over("probabilities", g.of(op.reads[0])),)
     if any(w.kind == "embed" for w in op.weights) and not op.flops:

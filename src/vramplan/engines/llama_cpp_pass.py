@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterator, Sequence
 from itertools import groupby
 
-from ..tape import Op, Tape
+from ..tape import Tape
+from ..tensors import Op
 from .llama_cpp_graph import Graph
 from .llama_cpp_habits import ROWS_LAST
 from .llama_cpp_ops import translate

@@ -18,7 +18,7 @@ from itertools import accumulate
 from ..errors import BadInput
 from ..formats.gguf_names import category
 from ..scenario import Scenario
-from ..tape import Weight
+from ..tensors import Weight
 
 _EXPERTS = re.compile(r"blk\.(\d+)\.ffn_(up|down|gate|gate_up)_(ch|)exps")
 _HOSTS = ("CPU",)
@@ -61,10 +61,11 @@ class Placement:
         return self.host if found and int(found[1]) < self.cpu_moe else home
 
 
-def placement(s: Scenario, layers: int, gpus: int) -> Placement:
-    """What a scenario's flags say. Raises BadInput for a split, a pattern or a device that llama.cpp refuses."""
+def placement(s: Scenario, layers: int, free: tuple[float, ...]) -> Placement:
+    """What a scenario's flags say of GPUs with `free` memory. Raises BadInput for a split, a pattern or a device that llama.cpp refuses."""
     asked = layers + 1 if s.gpu_layers is None or s.gpu_layers < 0 else s.gpu_layers
-    shares = tuple(s.tensor_split or (1.0,) * gpus)
+    gpus = len(free)
+    shares = tuple(s.tensor_split or free)
     if len(shares) > max(gpus, 1):
         raise BadInput(f"tensor_split: {len(shares)} shares for {gpus} GPUs (gpu_count)")
     shares = shares + (0.0,) * (gpus - len(shares))

@@ -40,14 +40,19 @@ def more_cells(s: Scenario) -> int:
     return KOBOLD_MORE if s.program == "koboldcpp" else 0
 
 
+def contexts(s: Scenario) -> int:
+    """How many of the contexts that a user asks for `-c` has: one, of Ollama one for each slot (num_ctx is a slot's)."""
+    return (s.sequences or 1) if s.program == "ollama" else 1
+
+
 def default_context(job: Job) -> int:
-    """Tokens where none are asked for: the model's own; of Ollama by the memory of all GPUs, for each of its slots."""
+    """Tokens where none are asked for: the model's own; of Ollama by the memory of all GPUs."""
     own = job.model.context_length or 4096
     if job.scenario.program != "ollama" or job.gpu is None:
         return own
-    memory = job.gpu.capacity * (job.scenario.gpu_count or 1)
-    tier = next((tokens for least, tokens in OLLAMA_CONTEXTS if memory >= least), 4096)
-    return min(tier, own) * (job.scenario.sequences or 1)
+    gpus = [job.gpu_at(rank) or job.gpu for rank in range(job.scenario.gpu_count or 1)]
+    memory = sum(gpu.capacity for gpu in gpus)
+    return min(next((tokens for least, tokens in OLLAMA_CONTEXTS if memory >= least), 4096), own)
 
 
 def program_remarks(s: Scenario) -> list[str]:

@@ -19,7 +19,8 @@ copy, on which device (else -1)."""
 
 @dataclass(slots=True, eq=False)
 class Node:
-    """A tensor: what an operation computes from `reads`, or a `leaf` (weight, cache, input), or a view of another one.
+    """A tensor: what an operation computes from `reads`, or a `leaf` (weight, cache, input, or `empty`: what nobody fills), or a view of
+    another one.
 
     `nbytes` are those that its buffer gives it; `rows` tell whether a GPU takes the operation when its weights are in host memory. It may
     be computed over one of what it reads (`inplace`), or be `stored` in a cache. `device` counts GPUs from 0, the host is the last; None is
@@ -65,6 +66,9 @@ def assign(nodes: Sequence[Node], host: int) -> None:
     for node in nodes:
         if node.view is not None and node.device is None:
             node.device = root(node).device
+        for read in node.reads:
+            if read.leaf == "empty":
+                read.device = node.device
 
 
 def root(node: Node) -> Node:
@@ -121,7 +125,9 @@ def split(nodes: Sequence[Node], inputs: Sequence[Node], copies: int) -> tuple[l
     close()
     if copies > 1:
         for leaf in inputs:
-            leaf.output = True
+            leaf.output = leaf.leaf == "input"
+            if not leaf.output:
+                continue
             first += [leaf, *(Node(leaf.name, leaf.nbytes, device=leaf.device, output=True) for _ in range(copies - 1))]
         for made in copied.values():
             first += [made, *(Node(made.name, made.nbytes, device=made.device, output=True) for _ in range(copies - 1))]

@@ -21,8 +21,9 @@ from .job import Job
 from .lines import kv_type
 from .llama_cpp_cache import Slots, slots
 from .llama_cpp_placement import Placement, placement
-from .llama_cpp_programs import default_context, more_cells, with_defaults
+from .llama_cpp_programs import contexts, default_context, more_cells, with_defaults
 from .llama_cpp_weights import Piece, pieces
+from .process import CUDA_CONTEXT
 
 BATCH, UBATCH = 2048, 512
 """Defaults of `n_batch`, which `n_ubatch` never exceeds, and of that: common.h."""
@@ -107,7 +108,7 @@ def prepare(job: Job) -> Setup:
     if not flash and kv[1] not in ("fp16", "bf16", "fp32"):
         raise BadInput("kv_dtype: a quantised cache of values needs flash attention (-fa); llama.cpp refuses it without")
     sequences = s.sequences or 1
-    context = s.context_length or default_context(job)  # beyond the model's own it warns, and goes on
+    context = contexts(s) * (s.context_length or default_context(job))  # beyond the model's own it warns, and goes on
     ubatch = min(s.ubatch or UBATCH, s.logical_batch or BATCH, -(-context // 256) * 256)
     cells = context + more_cells(s)
     held = slots(cells, sequences, unified=bool(s.kv_unified), ubatch=ubatch, swa_full=bool(s.swa_full), padded_values=not flash)
@@ -120,7 +121,7 @@ def prepare(job: Job) -> Setup:
         stored=job.stored,
         tokens=tokens,
         held=replace(held, ubatch=ubatch),
-        placed=placement(s, layers, s.gpu_count or len(s.tensor_split or ()) or 1),
+        placed=placement(s, layers, free(job)),
         kv=kv,
         flash=flash,
         kv_offload=s.kv_offload is not False,
@@ -130,6 +131,12 @@ def prepare(job: Job) -> Setup:
         projector=bool(s.mmproj),
         job=job,
     )
+
+
+def free(job: Job) -> tuple[float, ...]:
+    """Free memory of each GPU, by which layers go where -ts says nothing (`src/llama-model.cpp`, load_tensors); alike for alike GPUs."""
+    count = job.scenario.gpu_count or len(job.scenario.tensor_split or ()) or 1
+    return tuple(float(gpu.usable - CUDA_CONTEXT) for gpu in job.gpus) if len(job.gpus) > 1 else (1.0,) * count
 
 
 def refuse_split(job: Job) -> None:

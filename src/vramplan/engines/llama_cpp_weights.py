@@ -12,7 +12,8 @@ from ..dim import numel
 from ..formats import Share, weights_nbytes
 from ..ledger import Item
 from ..sources.stored import StoredTensor
-from ..tape import Tape, Weight
+from ..tape import Tape
+from ..tensors import Weight
 from .job import Job
 from .lines import SERVING, item_of_share, loaded
 from .llama_cpp_placement import Placement, file_names
@@ -107,13 +108,14 @@ def _of_file(job: Job, tape: Tape, where: Placement) -> Iterator[Piece]:
 
 def weight_index(found: Sequence[Piece], where: Placement) -> Callable[[Weight, int | None], Found]:
     """Where the graph finds a weight's bytes and device: of a file by the tensors' names, else of the tape's own weights."""
-    shares: dict[int, list[Piece]] = {}
+    shares: dict[tuple[int, int | None], list[Piece]] = {}
     tensors: dict[str, Found] = {}
     for piece in found:
         if piece.tensor is not None:
             tensors[piece.tensor.name] = piece.nbytes, piece.device
         elif piece.share is not None:
-            shares.setdefault(id(piece.share.weight), []).append(piece)
+            for layer in (None,) if piece.layers is None else piece.layers:
+                shares.setdefault((id(piece.share.weight), layer), []).append(piece)
 
     def placed(weight: Weight, layer: int | None) -> Found:
         if tensors:
@@ -121,7 +123,7 @@ def weight_index(found: Sequence[Piece], where: Placement) -> Callable[[Weight, 
             return (
                 (sum(nbytes for nbytes, _ in named), named[-1][1]) if named else (0, where.layer(where.layers if layer is None else layer))
             )
-        own = [p for p in shares.get(id(weight), ()) if (layer in p.layers if p.layers is not None else layer is None)]
+        own = shares.get((id(weight), layer))
         if not own:
             return 0, where.layer(where.layers if layer is None else layer)
         if own[-1].part == "head":

@@ -19,7 +19,8 @@ from ..formats import Extra, Format, Scheme
 from ..formats.selective import Selective
 from ..kernels import Kernels
 from ..ledger import Item
-from ..tape import Cache, Tape
+from ..tape import Tape
+from ..tensors import Cache
 from .cuda_context import context_item
 from .free_share import RUNNING, Stage, fill, paged_only, request_items
 from .job import MANY, Account, Job, release

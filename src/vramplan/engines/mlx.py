@@ -17,7 +17,8 @@ from ..errors import BadInput, Unknown
 from ..formats.kv import MLX
 from ..kernels import Kernels
 from ..ledger import Item, Moment
-from ..tape import Cache, Tape
+from ..tape import Tape
+from ..tensors import Cache
 from ..units import gib
 from .job import MANY, Account, Job
 from .lines import SERVING, cache_items, cache_nbytes, counted, kv_type, text_caches, weight_items

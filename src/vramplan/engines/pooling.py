@@ -15,7 +15,8 @@ from dataclasses import replace
 from ..errors import BadInput
 from ..kernels import Kernels
 from ..ledger import Item, Moment
-from ..tape import Method, Tape
+from ..tape import Tape
+from ..tensors import Method
 from .job import Account, Job
 from .lines import block_rest_item, cache_items, counted, text_caches, weight_items
 from .process import CUDA_CONTEXT, cublas

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from math import ceil
 
 from ..ledger import Item, Moment
-from ..tape import Cache, Tape
+from ..tape import Tape
+from ..tensors import Cache
 from .job import Job
 from .lines import cache_nbytes, counted, kv_type, text_caches
 from .sparse import is_sparse, sparse_token

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from ..dim import numel
-from ..tape import Cache
+from ..tensors import Cache
 from .job import Job
 
 

@@ -15,7 +15,8 @@ from ..errors import BadInput, Unknown
 from ..formats.kv import kv_bytes
 from ..kernels import Kernels
 from ..ledger import Item
-from ..tape import Cache, Tape
+from ..tape import Tape
+from ..tensors import Cache
 from .cuda_context import context_item
 from .free_share import Stage, fill, paged_only, request_items
 from .job import MANY, Account, Job, release

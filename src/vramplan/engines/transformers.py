@@ -24,6 +24,7 @@ from .transformers_split import split
 
 NAMES = ("transformers",)
 ABOUT = "dynamic, static, offloaded and quantised caches, beams, assistants, device maps over GPUs and host; not: allocator slack"
+UNEQUAL = True
 VERSION = "5.23"
 _LOGITS = {"last": "the last token only", "all-fp32": "every token, and their fp32 copy"}
 

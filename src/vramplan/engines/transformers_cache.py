@@ -13,12 +13,14 @@ from typing import Literal
 
 from ..errors import BadInput, Unknown
 from ..ledger import Item, Moment
-from ..tape import Cache, Tape
+from ..tape import Tape
+from ..tensors import Cache
 from .job import Job
 from .lines import cache_items, text_caches
 
 SOURCE = "transformers 5.23 cache_utils.py"
-BITS = {"quanto-int4": 4, "quanto-int2": 2, "fp8": 8}
+PACKED = {"quanto-int4": 32, "quanto-int2": 16, "hqq-int8": 64, "hqq-int4": 32, "hqq-int3": 28, "hqq-int2": 16, "hqq-int1": 8, "fp8": 64}
+"""Bytes that 64 elements are packed into: of HQQ's three bits ten come into an int32 (hqq 0.2.8 `core/bitpack.py`, `pack_3bit_32`)."""
 DRAFTED = 20
 """Tokens that an assistant makes for each pass (`num_assistant_tokens`, `generation/configuration_utils.py`)."""
 GROUP, RESIDUAL = 64, 128
@@ -47,11 +49,18 @@ class Generation:
     @property
     def update(self) -> Literal["kept", "grown", "static"]:
         """How the tape has a new token come to the cache."""
-        return "static" if self.static else "kept" if self.kind in BITS else "grown"
+        return "static" if self.static else "kept" if self.kind in PACKED else "grown"
 
     @property
     def static(self) -> bool:
         return self.kind in ("static", "offloaded-static")
+
+    @property
+    def packing(self) -> int:
+        """Bytes for 64 elements while a layer of the prompt is packed: with HQQ more than the rest of the pass may take. A copy in order,
+        too, as keys and values are laid out token by token.
+        """
+        return _hqq(self.job.itemsize) + GROUP * self.job.itemsize if self.kind.startswith("hqq") else 0
 
     @property
     def offloaded(self) -> bool:
@@ -89,7 +98,7 @@ class Generation:
 
     def check(self, tape: Tape) -> None:
         """Raise BadInput where `generate` would refuse the cache for this model."""
-        if self.kind in BITS and any(cache.window is not None or cache.side == "state" for cache in text_caches(tape)):
+        if self.kind in PACKED and any(cache.window is not None or cache.side == "state" for cache in text_caches(tape)):
             what = "QuantizedCache is for models with only full attention layers; choose dynamic or offloaded"
             raise BadInput(f"cache_implementation {self.kind!r}: transformers' {what}")
 
@@ -110,14 +119,15 @@ class Generation:
         """Packed elements, and for each group of 64 a scale and a zero point in the model's precision; what a step makes of one layer.
 
         In the decode a layer's keys and values are unpacked, then joined with the new ones; every 128 tokens they are packed anew, by way
-        of two more copies of one of them. fp8 has one scale for all, and appends.
+        of two more copies of one of them (quanto) or what HQQ takes, while other layers have their new tokens unpacked yet. fp8 has one
+        scale for all, and appends.
         """
         tokens = self.prompt if alive is PREFILL else self.context
-        bits, size = BITS.get(self.kind, 0), self.job.itemsize
-        why = f"{bits} bits" + (f" and {2 * size} B for {GROUP} elements" if self.kind != "fp8" else "")
+        packed, size = PACKED.get(self.kind, 0), self.job.itemsize
+        why = f"{packed * 8 / GROUP:g} bits" + (f" and {2 * size} B for {GROUP} elements" if self.kind != "fp8" else "")
         for cache in caches:
             n = self.rows * cache.elements(tokens)
-            nbytes = n * bits // 8 + (n // GROUP * 2 * size if self.kind != "fp8" else 0)
+            nbytes = n * packed // GROUP + (n // GROUP * 2 * size if self.kind != "fp8" else 0)
             path = ("kv cache", "quantised", cache.name)
             yield Item(path=path, nbytes=nbytes, alive=alive, why=f"{n:,} elements in {why}", source="QuantizedLayer")
         if alive is DECODE and caches:
@@ -127,8 +137,11 @@ class Generation:
             if self.kind == "fp8":
                 nbytes, why = layer["k"] * size + layer.get("v", 0) * 8, "a layer's keys unpacked, and its values, in fp32 twice"
             else:
-                nbytes = max(3 * unpacked, 2 * unpacked + tail)
-                why = "a layer unpacked, joined with what is new, and packed anew or beside the tokens that are not yet"
+                largest = max(layer.values())
+                nbytes = 2 * unpacked + (largest // GROUP * _hqq(size) if self.packing else unpacked)
+                why = "a layer unpacked, joined with what is new, and packed anew"
+                new = "tokens that are not yet packed, in every layer"
+                yield Item(path=("kv cache", "residual"), nbytes=tail, alive=alive, why=new, source="QuantizedLayer.update")
             yield Item(path=("kv cache", "unpacked"), nbytes=nbytes, alive=alive, why=why, source="QuantizedLayer.update")
 
 
@@ -154,9 +167,15 @@ def generation(job: Job, version: str) -> Generation:
         raise BadInput(f"{key} {run.rows}: transformers' assisted generation is for one sequence and no beams; leave out draft_model")
     if run.drafted and kind != "dynamic":
         raise BadInput(f"cache_implementation {kind!r}: transformers' assisted generation needs a dynamic cache, which it can crop")
-    if kind.startswith("hqq"):
-        raise Unknown(f"cache_implementation {kind!r}: not estimated by this version; quanto's are")
     return run
+
+
+def _hqq(itemsize: int) -> int:
+    """Bytes for 64 elements that HQQ takes to pack them: a copy in fp32 and nine in fp16, of which it finds the group's zero point; five
+    numbers of the group in fp32 and two in fp16. Source: hqq 0.2.8 `core/quantize.py`, `core/optimize.py`
+    (optimize_weights_proximal_legacy).
+    """
+    return GROUP * ((4 if itemsize < 4 else 0) + 9 * 2) + 5 * 4 + 2 * 2
 
 
 def _as_cached(cache: Cache) -> Cache:

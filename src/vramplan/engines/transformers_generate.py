@@ -67,11 +67,11 @@ def passes(job: Job, run: Generation, plain: Kernels, loads: Loading) -> Passes:
     A static cache gives eager attention all of its keys; sdpa's take those of the prompt.
     """
     sizes: dict[str, Any] = {"sequences": run.rows, "itemsize": job.itemsize, "method": loads.method}
-    first = replace(plain, cache=run.update)
+    first = replace(plain, cache=run.update, packing=run.packing)
     room = run.context - run.prompt if run.static and plain.attention == "eager" else 0
     prefill = job.tape(tokens=run.prompt + run.drafted, past=room, kernels=first, **sizes)
     copied = first.experts == "grouped" and not run.drafted and loads.copies_experts(prefill)
-    then = replace(first, experts="batched") if copied else first
+    then = replace(first, packing=0, experts="batched" if copied else first.experts)
     if run.static and release(run.version) < PACKED_QUERIES:
         then = replace(then, kv="repeated")
     new = run.drafted + 1

@@ -15,7 +15,8 @@ from ..formats import scheme as named_scheme
 from ..ledger import Item, Moment
 from ..methods import Frozen
 from ..ops.packed import Packed
-from ..tape import Method, Tape
+from ..tape import Tape
+from ..tensors import Method
 from .job import Job, release
 from .lines import SERVING
 from .train.loading import being_loaded

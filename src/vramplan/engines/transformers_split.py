@@ -38,7 +38,8 @@ def split(job: Job, run: Generation, loads: Loading, whole: Passes, answer: Acco
         raise Unknown("device_map: estimated for text models from their config; name one by its id or config.json")
     kind, count = s.device_map or "auto", s.gpu_count or 1
     tree = modules(tape, loads.scheme)
-    free = [job.gpu.usable - CUDA_CONTEXT] * count
+    usable = [gpu.usable for rank in range(count) if (gpu := job.gpu_at(rank))]
+    free = [room - CUDA_CONTEXT for room in usable]
     places = device_map(tree, limits(kind, tree, free, s.host_memory or ENOUGH, loads.scheme))
     away = {place for place in places.values() if place in (HOST, DISK)}
     if away and loads.scheme.name.lower().split("-")[0] in BITSANDBYTES:
@@ -48,11 +49,11 @@ def split(job: Job, run: Generation, loads: Loading, whole: Passes, answer: Acco
         )
     where = _Where(tape, places)
     items = [_on(gpu, job, run, loads, whole, where) for gpu in where.gpus]
-    spare = [job.gpu.usable - max(_sums(lines)) for lines in items]
+    spare = [usable[rank] - max(_sums(lines)) for rank, lines in zip(where.gpus, items, strict=True)]
     worst = spare.index(min(spare))
-    answer.rank, answer.items = where.gpus[worst], items[worst][:-1]
+    answer.rank, answer.items, answer.room = where.gpus[worst], items[worst][:-1], usable[where.gpus[worst]]
     answer.others = [
-        Device(rank=rank, gpu=job.gpu, room=job.gpu.usable, items=lines)
+        Device(rank=rank, gpu=job.gpu_at(rank), room=usable[rank], items=lines)
         for rank, lines in zip(where.gpus, items, strict=True)
         if rank != answer.rank
     ]

@@ -14,7 +14,8 @@ from ..dim import Dim
 from ..errors import BadInput, nearest
 from ..ops import activation, add, attention, dropout, embed, layer_norm, linear
 from ..ops.logits import all_logits
-from ..tape import Kind, Tape, Tensor, Weight
+from ..tape import Tape
+from ..tensors import Kind, Tensor, Weight
 from .config import Config
 from .dense import Sizes, renamed, sizes
 

@@ -8,7 +8,8 @@ from ..dim import Dim
 from ..ops import add, attention, experts, gated, linear, multiply, rms_norm, rope, route
 from ..ops.activations import activate
 from ..ops.fused_lora import lora_mlp
-from ..tape import Tape, Tensor
+from ..tape import Tape
+from ..tensors import Tensor
 from .checks import multiple
 from .config import Config
 
@@ -170,6 +171,14 @@ def moe(
         probabilities = route(t, x, router, n_experts)
         if correction:
             t.weight(correction, (n_experts,), "buffer", dtype="fp32")
+
+        def beside() -> Tensor:
+            s = first or gated_mlp(t, x, shared_ffn or ffn, module=shared)
+            if not shared_gate:
+                return s
+            share = linear(t, x, f"{shared}_gate", 1)
+            return multiply(t, s, t.op(f"{shared}_gate.sigmoid", (share,), share.shape, saves_out=True), "shared_gated")
+
         y = experts(
             t,
             x,
@@ -181,11 +190,6 @@ def moe(
             down=down,
             normalised=normalised,
             fp32_weights=fp32_weights,
+            beside=beside if shared_ffn else None,
         )
-        if shared_ffn:
-            s = first or gated_mlp(t, x, shared_ffn, module=shared)
-            if shared_gate:
-                share = linear(t, x, f"{shared}_gate", 1)
-                s = multiply(t, s, t.op(f"{shared}_gate.sigmoid", (share,), share.shape, saves_out=True), "shared_gated")
-            y = add(t, y, s, "shared")
-        return y
+        return add(t, y, beside(), "shared") if shared_ffn and t.kernels.experts != "reordered" else y

@@ -9,7 +9,8 @@ from __future__ import annotations
 from ..ops import add, embed, head, linear
 from ..ops.layer_norm_fp32 import layer_norm_fp32
 from ..ops.scale import scale
-from ..tape import Tape, Tensor
+from ..tape import Tape
+from ..tensors import Tensor
 from .blocks import gated_mlp
 from .config import Config, groups
 from .dense import Sizes, attend, every, project, sizes, windows

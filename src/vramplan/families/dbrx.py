@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from ..dim import Dim
 from ..ops import add, attention, dropout, embed, experts, head, layer_norm, linear, rope, route
-from ..tape import Tape, Tensor
+from ..tape import Tape
+from ..tensors import Tensor
 from .blocks import cache_kv
 from .checks import at_most, multiple
 from .config import Config

@@ -13,7 +13,8 @@ from ..dim import Dim, numel
 from ..errors import BadInput
 from ..ops import add, attention, embed, experts, gated, head, linear, rms_norm, rope, route
 from ..ops.indexer import index_scores
-from ..tape import Tape, Tensor
+from ..tape import Tape
+from ..tensors import Tensor
 from .checks import multiple
 from .config import Config, groups
 

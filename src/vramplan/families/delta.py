@@ -10,7 +10,8 @@ from ..dim import Dim
 from ..ops import activation, causal_conv, gated_delta_rule, linear
 from ..ops.delta_rule import Heads, chunked_delta_rule
 from ..ops.norm_fp32 import gated_rms_norm
-from ..tape import Tape, Tensor
+from ..tape import Tape
+from ..tensors import Tensor
 
 
 def gated_delta_net(t: Tape, x: Tensor, heads: Heads, *, kernel: Dim, fused: bool) -> Tensor:

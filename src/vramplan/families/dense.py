@@ -12,7 +12,8 @@ from typing import Literal
 from ..dim import Dim
 from ..ops import activation, dropout, gated, linear, multiply
 from ..ops.pointwise import act_and_multiply
-from ..tape import Tape, Tensor
+from ..tape import Tape
+from ..tensors import Tensor
 from .blocks import grouped_attention
 from .checks import multiple
 from .config import Config

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from ..dim import Dim
 from ..ops import add, embed, experts, head, rms_norm, route
-from ..tape import Tape, Tensor
+from ..tape import Tape
+from ..tensors import Tensor
 from .blocks import gated_mlp, head_dim, self_attention
 from .checks import multiple
 from .config import Config, groups

@@ -10,7 +10,8 @@ from collections.abc import Callable
 from ..ops import add, embed, head, linear
 from ..ops.norm_fp32 import rms_norm_fp32
 from ..ops.scale import scale, softcap
-from ..tape import Tape, Tensor
+from ..tape import Tape
+from ..tensors import Tensor
 from .blocks import gated_mlp
 from .config import Config, groups
 from .dense import attend, every, project, sizes, windows

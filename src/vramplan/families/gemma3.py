@@ -12,7 +12,8 @@ from ..dim import Dim
 from ..ops import add, embed, head, linear
 from ..ops.norm_fp32 import rms_norm_fp32
 from ..ops.scale import scale
-from ..tape import Tape, Tensor
+from ..tape import Tape
+from ..tensors import Tensor
 from .blocks import gated_mlp, grouped_attention
 from .checks import multiple
 from .config import Config, groups

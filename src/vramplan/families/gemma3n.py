@@ -13,7 +13,8 @@ from ..errors import BadInput
 from ..ops import activation, add, attention, embed, head, linear, rope
 from ..ops.norm_fp32 import rms_norm_fp32
 from ..ops.scale import scale, softcap
-from ..tape import Tape, Tensor
+from ..tape import Tape
+from ..tensors import Tensor
 from .blocks import cache_kv, gated_mlp
 from .checks import few, multiple
 from .config import Config, groups

@@ -1,7 +1,8 @@
 """Gemma 4: Gemma 3's alternation of sliding and full attention, with heads twice as wide where attention is full.
 
 Unusual: full layers have `global_head_dim` 512 and their own number of kv heads, and in the larger models no value projection
-(`attention_k_eq_v`: values are the keys before their norm and rotation; both are cached). The small ones have per-layer embeddings and KV
+(`attention_k_eq_v`: values are the keys before their norm and rotation; both are cached; where all three are `joined` in one, as Megatron
+does, it makes values too that nobody reads). The small ones have per-layer embeddings and KV
 sharing (per_layer.py), with MLPs twice as wide in the sharing layers; 26B-A4B has routed experts *beside* the MLP. Each layer ends in a
 scalar that is a buffer. Vision by a ViT of its own, sound by a conformer (gemma_audio.py); "unified" models have no towers, only embedders
 of raw patches and waveforms. Defaults: transformers 5.23 `models/gemma4`, `models/gemma4_unified`.
@@ -14,7 +15,8 @@ from ..errors import BadInput
 from ..ops import activation, add, attention, embed, experts, head, layer_norm, linear, multiply, rope, route
 from ..ops.norm_fp32 import rms_norm_fp32
 from ..ops.scale import scale, softcap
-from ..tape import Tape, Tensor
+from ..tape import Tape
+from ..tensors import Tensor
 from .blocks import cache_kv, gated_mlp
 from .checks import at_most, few, multiple
 from .config import Config, groups
@@ -117,7 +119,9 @@ def self_attention(
         q = rope(t, rms_norm_fp32(t, linear(t, x, "q_proj", heads * d, bias=bias), "q_norm", width=d), "q", d)
         if not shared:
             raw = linear(t, x, "k_proj", kv_heads * d, bias=bias)
-            v = raw if kind == FULL and c.flag("attention_k_eq_v") else linear(t, x, "v_proj", kv_heads * d, bias=bias)
+            same = kind == FULL and c.flag("attention_k_eq_v")
+            v = raw if same and t.kernels.qkv != "joined" else linear(t, x, "v_proj", kv_heads * d, bias=bias)
+            v = raw if same else v
             k = rope(t, rms_norm_fp32(t, raw, "k_norm", width=d), "k", d)
             v = rms_norm_fp32(t, v, "v_norm", weight=False)
             if causal:

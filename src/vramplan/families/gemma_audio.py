@@ -12,7 +12,8 @@ from ..dim import Dim
 from ..errors import BadInput
 from ..ops import activation, add, attention, linear
 from ..ops.norm_fp32 import rms_norm_fp32
-from ..tape import Tape, Tensor
+from ..tape import Tape
+from ..tensors import Tensor
 from .checks import multiple
 from .config import Config
 

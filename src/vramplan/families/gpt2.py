@@ -12,7 +12,8 @@ from ..dim import Dim
 from ..ops import add, dropout, embed, head, layer_norm, linear
 from ..ops.activations import activate
 from ..ops.conv1d import conv1d
-from ..tape import Tape, Tensor
+from ..tape import Tape
+from ..tensors import Tensor
 from .config import Config
 from .dense import attend, qkv_width, renamed, sizes, split
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from ..dim import Dim
 from ..ops import add, embed, experts, head, linear, rms_norm, route
-from ..tape import Tape, Tensor
+from ..tape import Tape
+from ..tensors import Tensor
 from .blocks import grouped_attention
 from .checks import at_most, multiple
 from .config import Config, groups

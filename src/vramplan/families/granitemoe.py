@@ -8,7 +8,8 @@ from __future__ import annotations
 from ..dim import Dim
 from ..ops import add, embed, head, rms_norm
 from ..ops.moe import experts, route
-from ..tape import Tape, Tensor
+from ..tape import Tape
+from ..tensors import Tensor
 from .blocks import head_dim, self_attention
 from .checks import at_most, multiple
 from .config import Config

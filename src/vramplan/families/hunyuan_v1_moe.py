@@ -9,7 +9,8 @@ from __future__ import annotations
 from ..dim import Dim
 from ..errors import BadInput
 from ..ops import add, attention, embed, experts, head, linear, rms_norm, rope, route
-from ..tape import Tape, Tensor
+from ..tape import Tape
+from ..tensors import Tensor
 from .blocks import cache_kv, gated_mlp, head_dim
 from .checks import at_most, multiple
 from .config import Config

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from ..dim import Dim
 from ..ops import activation, add, attention, layer_norm, linear, rope
-from ..tape import Tape, Tensor
+from ..tape import Tape
+from ..tensors import Tensor
 from . import deepseek
 from .blocks import plain_mlp
 from .checks import multiple

@@ -29,7 +29,8 @@ from ..ops import (
     route,
     sigmoid,
 )
-from ..tape import Tape, Tensor
+from ..tape import Tape
+from ..tensors import Tensor
 from .blocks import gated_mlp, plain_mlp
 from .checks import multiple
 from .config import Config, groups

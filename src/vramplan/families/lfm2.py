@@ -10,7 +10,8 @@ from __future__ import annotations
 from ..dim import Dim
 from ..errors import BadInput
 from ..ops import add, attention, causal_conv, embed, head, linear, multiply, rms_norm, rope
-from ..tape import Tape, Tensor
+from ..tape import Tape
+from ..tensors import Tensor
 from .blocks import cache_kv, gated_mlp, moe
 from .checks import at_most, layer_set, multiple
 from .config import Config, groups

@@ -11,7 +11,8 @@ from __future__ import annotations
 from ..dim import Dim
 from ..errors import BadInput
 from ..ops import activation, add, attention, embed, experts, head, layer_norm, linear, rms_norm, rope, route
-from ..tape import Tape, Tensor
+from ..tape import Tape
+from ..tensors import Tensor
 from .blocks import cache_kv, gated_mlp, plain_mlp, self_attention
 from .checks import multiple
 from .config import Config, groups

@@ -1,9 +1,8 @@
 """LLaVA, LLaVA-NeXT and Mistral 3: any text model behind CLIP's, SigLIP's or Pixtral's tower and a projector of two linears.
 
 Unusual: the checkpoint names the text model's weights `language_model.model…`, as if it had been saved alone. LLaVA takes a tower's hidden
-states, by default those before its last layer, and leaves the class token out; NeXT cuts a picture into tiles, whose rows end in a learnt
-token, and is described without pictures. Mistral 3 merges 2 × 2 patches before the projector, and
-ties the head by default.
+states, by default those before its last layer, and leaves the class token out; NeXT cuts a picture into tiles (`anyres.py`). Mistral 3
+merges 2 × 2 patches before the projector, and ties the head by default.
 """
 
 from __future__ import annotations
@@ -11,11 +10,13 @@ from __future__ import annotations
 from ..dim import Dim
 from ..errors import BadInput, Unknown
 from ..ops import linear, rms_norm
-from ..tape import Tape, Tensor
+from ..tape import Tape
+from ..tensors import Tensor
 from . import forward_of
+from .anyres import picture
 from .config import Config
 from .vision import clip, pixtral, siglip, two_layer_projector
-from .vision_images import scatter
+from .vision_images import count, scatter, see
 
 MODEL_TYPES = ("llava", "llava_next", "mistral3")
 
@@ -45,13 +46,9 @@ def forward(t: Tape, c: Config) -> None:
 
     def images(x: Tensor) -> Tensor:
         with t.aside():
-            return scatter(t, x, projected(t, c, t.hold(tower(t, c, seer, mistral)), hidden, mistral))
+            features = projected(t, c, t.hold(tower(t, c, seer, mistral)), hidden, mistral)
+            return scatter(t, x, packed(t, features, hidden) if c.text("model_type") == "llava_next" else features)
 
-    if c.text("model_type") == "llava_next":
-        if t.images:
-            raise Unknown(f"{c.path}: how LLaVA-NeXT cuts images into tiles is not estimated")
-        with t.tower("vision", part="projector"):
-            t.weight("image_newline", (hidden,), "norm")
     t.merging = images
     with t.module("language_model"):
         forward_of(kind)(t, text)
@@ -76,9 +73,17 @@ def tower(t: Tape, c: Config, kind: str, mistral: bool) -> Tensor:
         )
     taken = taps(t, c, vision, mistral)
     with t.tower("vision", runs=t.images > 0), t.module("vision_tower"):
+        tiles = 1
+        if c.text("model_type") == "llava_next":
+            side, patch = (int(vision.size(key, default)) for key, default in (("image_size", 336), ("patch_size", 14)))
+            if classed and t.images and kind == "clip_vision_model":
+                raise Unknown(f"{c.path}: 'vision_feature_select_strategy' leaves a class token in each tile: not estimated")
+            tiles = see(t, picture(c, t.image_size, side, side // patch)).pixels[0]
         if kind == "pixtral":
             return pixtral(t, vision, taken, int(c.size("spatial_merge_size", 2)) if mistral else 1)
-        return siglip(t, vision, taps=taken) if kind == "siglip_vision_model" else clip(t, vision, taken, classed)
+        if kind == "siglip_vision_model":
+            return siglip(t, vision, taps=taken, tiles=tiles)
+        return clip(t, vision, taken, classed, tiles)
 
 
 def taps(t: Tape, c: Config, vision: Config, mistral: bool) -> tuple[int, ...]:
@@ -111,3 +116,18 @@ def projected(t: Tape, c: Config, x: Tensor, hidden: Dim, mistral: bool) -> Tens
             x = t.view(x, (*x.shape[:-1], x.shape[-1] * len(several))) if isinstance(several, list) else x
             x = two_layer_projector(t, x, hidden, bias=c.flag("multimodal_projector_bias", not mistral))
         return t.op("image_features", (x,), (Dim(1), x.shape[0] * x.shape[1], hidden))
+
+
+def packed(t: Tape, x: Tensor, hidden: Dim) -> Tensor:
+    """The features of tiles, [1, those of all tiles, hidden], put together to pictures: [1, tokens, hidden].
+
+    A picture's tiles are laid side by side in a copy, padding is taken out and a column of the learnt token put behind in another; a third
+    joins the whole picture's. All pictures' are then joined.
+    """
+    images, tokens = count(t), t.picture.tokens if t.picture else 1
+    one = x.nbytes // int(images)
+    with t.tower("vision", part="projector", runs=t.images > 0):
+        newline = t.weight("image_newline", (hidden,), "norm")
+        shape = Dim(1), Dim(images * tokens, "image tokens"), hidden
+        each = t.op("packed", (x,), shape, weights=(newline,), workspace=2 * one, backward_workspace=2 * one)
+        return t.op("pictures", (t.hold(each),), shape)

@@ -13,7 +13,8 @@ from ..ops import activation, causal_conv, embed, head, linear, multiply, rms_no
 from ..ops.mamba_scan import Scan, chunked_scan
 from ..ops.norm_fp32 import gated_rms_norm
 from ..ops.token_scan import token_scan
-from ..tape import Tape, Tensor
+from ..tape import Tape
+from ..tensors import Tensor
 from .checks import multiple
 from .config import Config
 

@@ -7,7 +7,8 @@ experts and none shared. The MTP layers that it ships aren't loaded.
 from __future__ import annotations
 
 from ..ops import add, attention, embed, head, linear, rms_norm, rope
-from ..tape import Tape, Tensor
+from ..tape import Tape
+from ..tensors import Tensor
 from .blocks import cache_kv, gated_mlp, moe
 from .checks import multiple
 from .config import Config, groups

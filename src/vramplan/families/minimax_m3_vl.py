@@ -10,7 +10,8 @@ from __future__ import annotations
 from ..dim import Dim
 from ..ops import activation, add, attention, embed, head, layer_norm, linear, rms_norm, rope
 from ..ops.indexer import index_scores
-from ..tape import Tape, Tensor
+from ..tape import Tape
+from ..tensors import Tensor
 from .blocks import cache_kv, gated_mlp, moe
 from .checks import multiple
 from .config import Config, groups

@@ -13,7 +13,8 @@ from ..dim import Dim, numel
 from ..ops import attention, layer_norm, linear, multiply, rms_norm, rope, sigmoid
 from ..ops.indexer import index_scores
 from ..ops.linear import project
-from ..tape import Tape, Tensor, Weight
+from ..tape import Tape
+from ..tensors import Tensor, Weight
 from .config import Config
 
 

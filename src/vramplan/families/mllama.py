@@ -11,7 +11,8 @@ from __future__ import annotations
 from ..dim import Dim
 from ..ops import add, attention, embed, head, linear, rms_norm
 from ..ops.scale import scale
-from ..tape import Tape, Tensor
+from ..tape import Tape
+from ..tensors import Tensor
 from .blocks import gated_mlp, self_attention
 from .checks import layer_set, multiple
 from .config import Config, groups

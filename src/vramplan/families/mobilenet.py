@@ -12,7 +12,8 @@ from collections.abc import Sequence
 
 from ..dim import Dim
 from ..ops import add, attention
-from ..tape import Tape, Tensor
+from ..tape import Tape
+from ..tensors import Tensor
 
 OUT = Dim(2048, "vision_hidden")
 TOKENS = Dim(256, "image_tokens")

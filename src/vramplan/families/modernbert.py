@@ -11,7 +11,8 @@ from ..dim import Dim
 from ..errors import BadInput, nearest
 from ..ops import activation, add, dropout, embed, layer_norm, linear, rope
 from ..ops.logits import all_logits
-from ..tape import Tape, Tensor
+from ..tape import Tape
+from ..tensors import Tensor
 from .config import Config, groups
 from .dense import attend, fused_mlp, qkv_width, sizes, split, windows
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 from ..dim import Dim
 from ..ops import add, embed, head, layer_norm, linear, rms_norm
 from ..ops.activations import activate, xielu
-from ..tape import Tape, Tensor
+from ..tape import Tape
+from ..tensors import Tensor
 from .config import Config
 from .dense import attend, project, sizes
 

@@ -8,8 +8,10 @@ Source: NVIDIA 2025 (arXiv:2504.03624); transformers 5.23 `models/nemotron_h`.
 from __future__ import annotations
 
 from ..errors import BadInput
-from ..ops import add, embed, experts, head, linear, rms_norm, route
-from ..tape import Tape, Tensor
+from ..ops import add, embed, experts, head, linear, route
+from ..ops.norm_fp32 import rms_norm_fp32
+from ..tape import Tape
+from ..tensors import Tensor
 from .blocks import plain_mlp, self_attention
 from .checks import at_most, multiple
 from .config import MAX_LAYERS, Config, groups
@@ -32,7 +34,7 @@ def forward(t: Tape, c: Config) -> None:
         x, tokens = embed(t, "embeddings", vocab, hidden)
         for kind, layers in groups(layer_kinds(c)):
             with t.layers("layers", layers, x) as x:
-                y = rms_norm(t, x, "norm")
+                y = rms_norm_fp32(t, x, "norm", gain=False)
                 if kind == "mamba":
                     y = mixer(t, y, c)
                 elif kind == "attention":
@@ -43,7 +45,7 @@ def forward(t: Tape, c: Config) -> None:
                 else:
                     y = sparse_mlp(t, y, c)
                 x = add(t, x, y)
-        x = rms_norm(t, x, "norm_f")
+        x = rms_norm_fp32(t, x, "norm_f", gain=False)
     head(t, x, "lm_head", vocab, tied=tokens if c.flag("tie_word_embeddings") else None)
 
 

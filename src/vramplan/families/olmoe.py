@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from ..dim import Dim
 from ..ops import add, embed, head, linear, rms_norm
-from ..tape import Tape, Tensor
+from ..tape import Tape
+from ..tensors import Tensor
 from .blocks import grouped_attention, head_dim, moe
 from .checks import at_most, multiple
 from .config import Config

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from ..errors import BadInput
 from ..ops import linear
-from ..tape import Tape, Tensor
+from ..tape import Tape
+from ..tensors import Tensor
 from .config import Config
 from .gemma import decoder
 from .vision import siglip

@@ -12,7 +12,8 @@ from ..errors import BadInput
 from ..ops import activation, add, linear, multiply
 from ..ops.norm_fp32 import rms_norm_fp32
 from ..ops.scale import scale
-from ..tape import Tape, Tensor
+from ..tape import Tape
+from ..tensors import Tensor
 from .config import Config
 from .dense import every
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from ..ops import add, dropout, embed, head, layer_norm, linear
 from ..ops.activations import activate
-from ..tape import Tape, Tensor
+from ..tape import Tape
+from ..tensors import Tensor
 from .config import Config
 from .dense import Sizes, attend, project, sizes
 

@@ -12,7 +12,8 @@ from ..dim import Dim
 from ..ops import add, attention, embed, experts, head, linear, multiply, rope, route, sigmoid
 from ..ops.delta_rule import Heads
 from ..ops.norm_fp32 import rms_norm_fp32
-from ..tape import Tape, Tensor
+from ..tape import Tape
+from ..tensors import Tensor
 from .blocks import cache_kv, gated_mlp
 from .checks import at_most, layer_set, multiple
 from .config import Config, groups

@@ -15,7 +15,8 @@ from ..dim import Dim
 from ..errors import BadInput
 from ..ops import activation, add, attention, layer_norm, linear, rms_norm
 from ..ops.scale import scale
-from ..tape import Picture, Tape, Tensor
+from ..tape import Tape
+from ..tensors import Picture, Tensor
 from .blocks import gated_mlp, plain_mlp
 from .checks import layer_set, multiple
 from .config import Config, groups

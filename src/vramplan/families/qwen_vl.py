@@ -7,7 +7,8 @@ at the top. Qwen3-VL-MoE ships all experts of a layer in one tensor, stored [in,
 from __future__ import annotations
 
 from ..ops import add, embed, experts, head, rms_norm, route
-from ..tape import Tape, Tensor
+from ..tape import Tape
+from ..tensors import Tensor
 from .blocks import gated_mlp, head_dim, self_attention
 from .checks import at_most, layer_set, multiple
 from .config import Config, groups

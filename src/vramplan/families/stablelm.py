@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from ..dim import Dim
 from ..ops import add, dropout, embed, head, layer_norm, linear
-from ..tape import Tape, Tensor
+from ..tape import Tape
+from ..tensors import Tensor
 from .blocks import gated_mlp
 from .config import Config
 from .dense import Sizes, attend, project, sizes

@@ -10,7 +10,8 @@ from __future__ import annotations
 from ..dim import Dim
 from ..errors import BadInput
 from ..ops import add, attention, embed, experts, head, layer_norm, linear, multiply, rms_norm, rope, route, sigmoid
-from ..tape import Tape, Tensor
+from ..tape import Tape
+from ..tensors import Tensor
 from .blocks import cache_kv, gated_mlp, plain_mlp
 from .checks import multiple
 from .config import Config, groups

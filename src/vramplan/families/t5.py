@@ -10,7 +10,8 @@ from __future__ import annotations
 from ..dim import Dim
 from ..ops import add, attention, embed, gated, head, linear, rms_norm
 from ..ops.activations import activate
-from ..tape import Tape, Tensor
+from ..tape import Tape
+from ..tensors import Tensor
 from .blocks import cache_kv
 from .config import Config, groups
 from .dense import Sizes, renamed, sizes

@@ -12,7 +12,8 @@ from collections.abc import Callable
 from ..dim import Dim
 from ..errors import BadInput
 from ..ops import activation, add, layer_norm, linear, rms_norm
-from ..tape import Picture, Tape, Tensor
+from ..tape import Tape
+from ..tensors import Picture, Tensor
 from .blocks import gated_mlp, plain_mlp, self_attention
 from .checks import multiple
 from .config import Config
@@ -37,14 +38,15 @@ def patch_grid(c: Config, image: int, patch: int) -> tuple[Dim, Dim]:
     return Dim((int(size) // int(side)) ** 2, "patches"), side
 
 
-def patch_conv(t: Tape, c: Config, name: str, width: Dim, patches: Dim, side: Dim, *, bias: bool) -> Tensor:
-    """Pixels -> [images, patches, width]: a Conv2d whose stride is its kernel."""
+def patch_conv(t: Tape, c: Config, name: str, width: Dim, patches: Dim, side: Dim, *, bias: bool, tiles: int = 1) -> Tensor:
+    """Pixels -> [images, patches, width], or [tiles of all images, …]: a Conv2d whose stride is its kernel."""
     kernel = (width, c.size("num_channels", 3), side, side)
     weights = [t.weight(f"{name}.weight", kernel, "conv")]
     if bias:
         weights.append(t.weight(f"{name}.bias", (width,), "conv"))
-    pixels = pixel_values(t, (count(t), patches, kernel[1] * side * side))
-    return asked_of_inputs(t, convolved(t, pixels, name, (count(t), patches, width), tuple(weights)))
+    n = Dim(count(t) * tiles, "tiles") if tiles > 1 else count(t)
+    pixels = pixel_values(t, (n, patches, kernel[1] * side * side), joined=tiles > 1)
+    return asked_of_inputs(t, convolved(t, pixels, name, (n, patches, width), tuple(weights)))
 
 
 def encoder(t: Tape, name: str, x: Tensor, depth: int, taps: tuple[int, ...], layer: Callable[[Tensor], Tensor]) -> Tensor:
@@ -78,15 +80,19 @@ def encoder_layer(t: Tape, x: Tensor, heads: Dim, ffn: Dim, act: str = "gelu") -
     return add(t, x, plain_mlp(t, layer_norm(t, x, "layer_norm2"), ffn, act=act))
 
 
-def clip(t: Tape, c: Config, taps: tuple[int, ...], classed: bool) -> Tensor:
-    """CLIPVisionModel's hidden state, if it is `classed` with its class token: positions, `pre_layrnorm` (so spelt in checkpoints)."""
+def clip(t: Tape, c: Config, taps: tuple[int, ...], classed: bool, tiles: int = 1) -> Tensor:
+    """CLIPVisionModel's hidden state, if it is `classed` with its class token: positions, `pre_layrnorm` (so spelt in checkpoints).
+
+    Of several `tiles` the caller says what a picture is to it.
+    """
     width, ffn, heads = sizes(c, 768, 3072, 12)
     patches, side = patch_grid(c, 224, 32)
-    square(t, c.size("image_size", 224), side, patches + 1 if classed else patches)
+    if tiles == 1:
+        square(t, c.size("image_size", 224), side, patches + 1 if classed else patches)
     act = c.text("hidden_act", "quick_gelu")
     with t.module("vision_model"):
         with t.module("embeddings"):
-            x = patch_conv(t, c, "patch_embedding", width, patches, side, bias=False)
+            x = patch_conv(t, c, "patch_embedding", width, patches, side, bias=False, tiles=tiles)
             both = (x.shape[0], patches + 1, width)
             x = t.op("class", (x,), both, weights=(t.weight("class_embedding", (width,), "norm"),))
             x = t.op("positions", (x,), both, weights=(t.weight("position_embedding.weight", (patches + 1, width), "embed"),))
@@ -98,18 +104,19 @@ def clip(t: Tape, c: Config, taps: tuple[int, ...], classed: bool) -> Tensor:
     return x if classed else t.view(x, (x.shape[0], patches, width))
 
 
-def siglip(t: Tape, c: Config, *, tokens: int | None = None, taps: tuple[int, ...] = ()) -> Tensor:
+def siglip(t: Tape, c: Config, *, tokens: int | None = None, taps: tuple[int, ...] = (), tiles: int = 1) -> Tensor:
     """SiglipVisionModel: its last norm's result for all patches, or a hidden state of `taps`; an image is `tokens`, by default its patches.
 
     A pooling head stands behind it unless `vision_use_head` is false, of which nothing comes.
     """
     width, ffn, heads = sizes(c, 768, 3072, 12)
     patches, side = patch_grid(c, 224, 16)
-    square(t, c.size("image_size", 224), side, tokens or patches)
+    if tiles == 1:
+        square(t, c.size("image_size", 224), side, tokens or patches)
     act, depth = c.text("hidden_act", "gelu_pytorch_tanh"), c.layers(default=12)
     with t.module("vision_model"):
         with t.module("embeddings"):
-            x = patch_conv(t, c, "patch_embedding", width, patches, side, bias=True)
+            x = patch_conv(t, c, "patch_embedding", width, patches, side, bias=True, tiles=tiles)
             table = t.weight("position_embedding.weight", (patches, width), "embed")
         x = t.hold(t.op("embeddings.positions", (x,), x.shape, weights=(table,)))
         with t.module("encoder"):

@@ -11,7 +11,8 @@ import math
 from ..dim import Dim
 from ..errors import BadInput
 from ..ops.product import lowered
-from ..tape import Picture, Tape, Tensor, Weight
+from ..tape import Tape
+from ..tensors import Picture, Tensor, Weight
 
 FAR = 200
 """The most that an image may be longer than wide, or wider than long (`smart_resize`)."""
@@ -75,11 +76,21 @@ def shrunk(size: tuple[int, int], factor: int, longest: int) -> tuple[int, int]:
     return -(-height // factor) * factor, -(-width // factor) * factor
 
 
-def pixel_values(t: Tape, shape: tuple[int, ...]) -> Tensor:
-    """What the processor hands over, in fp32 and held until the model returns, cast to the model's dtype: -> `shape`."""
-    pixels = t.tensor("pixel_values", shape, itemsize=4)
-    t.frames[min(1, len(t.frames) - 1)].append(pixels)
+def pixel_values(t: Tape, shape: tuple[int, ...], *, joined: bool = False) -> Tensor:
+    """What the processor hands over, in fp32 and held until the model returns, cast to the model's dtype: -> `shape`. The tiles of all
+    images are `joined` first, in a copy.
+    """
+    pixels = given(t, t.tensor("pixel_values", shape, itemsize=4))
+    pixels = t.hold(t.op("pixel_values.joined", (pixels,), shape, itemsize=4)) if joined else pixels
     return t.op("pixel_values.cast", (pixels,), shape) if t.itemsize != 4 else pixels
+
+
+def given(t: Tape, x: Tensor) -> Tensor:
+    """`x`, which the model is called with, or which its output names: it is there until the model returns, with the loss."""
+    if t.idle is None:
+        t.frames[min(1, len(t.frames) - 1)].append(x)
+        t.frames[0].append(x)
+    return x
 
 
 def convolved(t: Tape, pixels: Tensor, name: str, shape: tuple[int, ...], weights: tuple[Weight, ...]) -> Tensor:

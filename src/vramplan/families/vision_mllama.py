@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 from ..dim import Dim
 from ..ops import add, layer_norm, linear
-from ..tape import Picture, Tape, Tensor, Weight
+from ..tape import Tape
+from ..tensors import Picture, Tensor, Weight
 from .blocks import plain_mlp, self_attention
 from .checks import multiple
 from .config import Config

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from ..discovery import declared
 from ..errors import BadInput, NotFound, Unknown, nearest
-from ..tape import Weight
+from ..tensors import Weight
 
 if TYPE_CHECKING:
     from .gguf_facts import ModelFacts
@@ -133,7 +133,7 @@ def weights_nbytes(weights: Iterable[Weight], scheme: Scheme, *, stored: bool = 
     for weight in weights:
         rows, cols = matrix(weight)
         layers = weight.layers
-        apart = scheme.apart(weight) if layered and layers else ()
+        apart = frozenset(scheme.apart(weight)) if layered and layers else ()
         if layers is None or not apart:
             form = scheme.format_of(weight, layers[0] if layers else None)
             yield Share(weight, form, layers, form.nbytes(rows, cols, weight.copies * weight.repeats, stored=stored))

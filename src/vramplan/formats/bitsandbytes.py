@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..errors import BadInput
-from ..tape import Weight
+from ..tensors import Weight
 from . import Extra, Format, Scheme
 from .config import ListOfNames, left_out
 from .patterns import Patterns

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from ..tape import Weight
+from ..tensors import Weight
 from .gguf_names import category
 
 TYPES_70B = ("qwen2", "qwen2_vl", "qwen2_5_vl", "nemotron-nas")

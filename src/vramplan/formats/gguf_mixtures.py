@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 
 from ..errors import BadInput
-from ..tape import Weight
+from ..tensors import Weight
 from . import Format, Scheme
 from .ggml import BLOCKS, block_type
 from .gguf_facts import ModelFacts

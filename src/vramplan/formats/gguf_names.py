@@ -9,7 +9,7 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Literal
 
-from ..tape import Weight
+from ..tensors import Weight
 
 Category = Literal[
     "attn_v", "attn_k", "attn_q", "attn_output", "ffn_down", "ffn_up", "kv_b", "qkvz", "token_embd", "output", "other", "f32", "source"

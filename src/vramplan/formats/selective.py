@@ -1,6 +1,6 @@
 """The scheme behind nearly all others: one format for linear layers and experts, exceptions by name, the rest as it was.
 
-Knows which *kinds* of weights there are (tape.Weight.kind); which are excepted, each format's file or a checkpoint's config says.
+Knows which *kinds* of weights there are (tensors.Weight.kind); which are excepted, each format's file or a checkpoint's config says.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..errors import BadInput
-from ..tape import Weight
+from ..tensors import Weight
 from . import Format
 from .dtypes import float_format
 

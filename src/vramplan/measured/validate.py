@@ -10,8 +10,9 @@ from statistics import median
 from typing import Any
 
 from ..errors import BadFile, VramplanError
-from ..estimate import estimate
+from ..estimate import Estimate, estimate
 from ..scenario import scenario
+from ..speed import told
 
 MAX_LINE = 1_000_000
 
@@ -93,7 +94,7 @@ def replay(measurement: Mapping[str, Any]) -> Row:
     predicted, refused = None, None
     try:
         answer = estimate(scenario(given))
-        value = answer.fits if seen["quantity"] == "fits" else answer.quantities.get(seen["quantity"])
+        value = answer.fits if seen["quantity"] == "fits" else _figure(answer, seen["quantity"])
         predicted = None if value is None else float(value)
         refused = None if value is not None else f"the estimate has no {seen['quantity']}"
     except VramplanError as error:
@@ -107,6 +108,12 @@ def replay(measurement: Mapping[str, Any]) -> Row:
         predicted=predicted,
         refused=refused,
     )
+
+
+def _figure(answer: Estimate, quantity: str) -> float | None:
+    """Bytes or a count of `answer`, or a figure of its speed. Raises Unknown for one of speed where that is not known."""
+    found = answer.quantities.get(quantity)
+    return told(answer).numbers.get(quantity) if found is None and quantity.endswith(("_per_second", "_seconds", "_s")) else found
 
 
 def summaries(rows: Iterable[Row]) -> dict[str, Summary]:

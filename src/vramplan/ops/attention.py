@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from ..dim import Dim, numel
-from ..tape import Tape, Tensor
+from ..tape import Tape
+from ..tensors import Tensor
 from .attention_math import math_attention
 from .linear import lowered
 from .pointwise import dropout
@@ -48,6 +49,8 @@ def attention(
     """
     wide, given = q.itemsize, k
     q, k, v = (lowered(t, x, f"{name}.{side}") for x, side in ((q, "q"), (k, "k"), (v, "v")))
+    if t.kernels.layout == "dense":
+        q, k, v = (x if x.base is None else _copied(t, x, f"{name}.{side}") for x, side in ((q, "q"), (k, "k"), (v, "v")))
     b, s = q.shape[0], q.shape[1]
     own = k.shape[1]
     keys = _keys(t, own, window) if past and t.past else own
@@ -120,7 +123,11 @@ def _needs_mask(t: Tape, s: int, keys: int, window: int | None) -> bool:
 
 def _dense(t: Tape, x: Tensor, name: str) -> Tensor:
     """`x`, or a copy where it is a part of a wider projection: torch.matmul takes batches of several that are dense in memory."""
-    return x if x.base is None or x.shape[0] == 1 else t.op(f"{name}.dense", (x,), x.shape, itemsize=x.itemsize)
+    return x if x.base is None or x.shape[0] == 1 else _copied(t, x, name)
+
+
+def _copied(t: Tape, x: Tensor, name: str) -> Tensor:
+    return t.op(f"{name}.dense", (x,), x.shape, itemsize=x.itemsize)
 
 
 def _added(t: Tape, mask: Tensor, batch: int, itemsize: int, name: str) -> Tensor:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from ..dim import Dim, numel
-from ..tape import Tape, Tensor
+from ..tape import Tape
+from ..tensors import Tensor
 
 SAFE_SOFTMAX = 5
 """Bytes for each score while `_safe_softmax` runs, beside its input and its result: the softmax in fp32, and which scores are −∞."""

@@ -6,7 +6,8 @@ So a set of logits is there all the time: the framework counts it (`held`), the 
 from __future__ import annotations
 
 from ..dim import Dim, numel
-from ..tape import Tape, Tensor
+from ..tape import Tape
+from ..tensors import Tensor
 
 
 def held(logits: Tensor) -> int:
@@ -71,3 +72,29 @@ def chunked_output_loss(t: Tape, logits: Tensor, *, chunks: int) -> Tensor:
         log_softmax = t.tensor("log_softmax", logits.shape, itemsize=4)
         extra, piece = (log_softmax,), every // chunks
         return t.op("nll_loss", (logits,), (Dim(1),), itemsize=4, saves=extra, extra=extra, workspace=piece, backward_workspace=0)
+
+
+def sliced_cross_entropy(t: Tape, logits: Tensor, *, chunks: int) -> Tensor:
+    """Cross-entropy of whole logits [b, s, vocab], a slice of the positions after the other sent to fp32: -> [1].
+
+    Every slice's log-softmax is kept. Backward goes from the last slice to the first, of which each frees its log-softmax and leaves a
+    gradient in the logits' dtype; these are then joined in another tensor.
+    Source: torchtitan commit e23bb707d `components/loss.py` chunked_cross_entropy_loss; `split_backward`, pytorch `FunctionsManual.cpp`.
+    """
+    every = held(logits)
+    piece, gradient = every // chunks, logits.nbytes
+    with t.module("loss", logits):
+        log_softmax = t.tensor("log_softmax", logits.shape, itemsize=4)
+        within = max(every + 2 * piece, 2 * gradient) - gradient
+        kept = (log_softmax,)
+        return t.op(
+            "nll_loss",
+            (logits,),
+            (Dim(1),),
+            itemsize=4,
+            saves=kept,
+            extra=kept,
+            workspace=piece,
+            backward_workspace=within,
+            overwrites="kept",
+        )

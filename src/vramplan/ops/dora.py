@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from ..tape import Tape, Tensor, Weight
+from ..tape import Tape
+from ..tensors import Tensor, Weight
 from .lora import Adapter, cast, dropped, entered, low_rank, matrices
 from .packed import unpacked
 from .product import lowered, product

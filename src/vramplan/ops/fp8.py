@@ -6,7 +6,8 @@ What is kept is not FP8: the input in 16 bits, and the weight itself. Every prod
 from __future__ import annotations
 
 from ..dim import numel
-from ..tape import Tape, Tensor, Weight
+from ..tape import Tape
+from ..tensors import Tensor, Weight
 
 CAST = 9
 """Most bytes of an element while it is cast: scaled in fp32, clamped in fp32, in FP8 (torchao 0.18 `float8_training_tensor.py`

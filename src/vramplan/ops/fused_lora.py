@@ -7,7 +7,8 @@ forward into a buffer that stays (the engine counts it), in backward into a tens
 from __future__ import annotations
 
 from ..dim import numel
-from ..tape import Tape, Tensor, Weight
+from ..tape import Tape
+from ..tensors import Tensor, Weight
 from .lora import Adapter, matrices
 
 

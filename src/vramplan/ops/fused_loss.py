@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from ..dim import Dim, numel
 from ..errors import BadInput, Unknown
-from ..tape import Tape, Tensor, Weight
+from ..tape import Tape
+from ..tensors import Tensor, Weight
 
 
 def take_head(t: Tape) -> tuple[Tensor, Weight]:

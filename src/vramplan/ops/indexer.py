@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from ..dim import Dim, numel
-from ..tape import Tape, Tensor
+from ..tape import Tape
+from ..tensors import Tensor
 
 
 def index_scores(t: Tape, q: Tensor, k: Tensor, weights: Tensor | None, *, heads: Dim, keys: int, name: str = "indexer") -> Tensor:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from ..dim import Dim
-from ..tape import Tape, Tensor
+from ..tape import Tape
+from ..tensors import Tensor
 
 
 def layer_norm_fp32(t: Tape, x: Tensor, name: str, *, shape: tuple[int, ...] | None = None, weight: bool = True) -> Tensor:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ..dim import Dim, numel
-from ..tape import ORIGINAL, Kind, Tape, Tensor, Weight
+from ..tape import Tape
+from ..tensors import ORIGINAL, Kind, Tensor, Weight
 from .dora import dora
 from .fused_lora import fused_lora
 from .lora import embedding, lora, routed
 from .lora_joined import in_chunks, joined
+from .lora_parallel import Parallel, parallel_lora
 from .packed import packed_product
 from .product import lowered, product
 from .workspaces import embedding_backward
@@ -71,6 +73,8 @@ def project(t: Tape, x: Tensor, name: str, out: int, weights: tuple[Weight, ...]
     y = packed_product(t, x, name, out, weights, packed) if packed else product(t, x, name, out, weights)
     if adapter is None:
         return y
+    if isinstance(adapter, Parallel):
+        return parallel_lora(t, x, y, adapter)
     if adapter.parts:
         return joined(t, x, y, name, weights[0].parts, adapter)
     if adapter.rows:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from ..dim import numel
-from ..tape import Kind, Tape, Tensor, Weight
+from ..tape import Tape
+from ..tensors import Kind, Tensor, Weight
 
 
 def all_logits(t: Tape, x: Tensor, name: str, vocab: int, *, tied: Weight | None, bias: Kind | None) -> Tensor:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from ..dim import Dim, numel
-from ..tape import Tape, Tensor
+from ..tape import Tape
+from ..tensors import Tensor
 from .lora import Adapter, dropped
 from .product import lowered, product
 

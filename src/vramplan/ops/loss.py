@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..dim import Dim
-from ..tape import Tape, Tensor
+from ..tape import Tape
+from ..tensors import Tensor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,3 +50,17 @@ def compiled_cross_entropy(t: Tape, logits: Tensor) -> Tensor:
     with t.module("loss", logits):
         rows = t.tensor("row statistics", (*logits.shape[:-1], Dim(2)), itemsize=4)
         return t.op("cross_entropy", (logits,), (Dim(1),), itemsize=4, saves=(logits, rows), extra=(rows,))
+
+
+def vocabulary_parallel_cross_entropy(t: Tape, logits: Tensor, *, in_place: bool = False) -> Tensor:
+    """Cross-entropy of logits [b, s, vocab], of which a rank may have a part: -> [1].
+
+    The logits go to fp32, where their softmax takes their place; backward keeps it, makes the gradient in it and casts that to the logits'
+    dtype (Megatron-Core 0.19 `core/tensor_parallel/cross_entropy.py`, its fused variant alike). `in_place` the gradient is written over the
+    logits in the forward pass (TransformerEngine 2.9 `pytorch/cross_entropy.py`). Targets and masks, [b, s], are left out.
+    """
+    with t.module("loss", logits):
+        if in_place:
+            return t.op("cross_entropy", (logits,), (Dim(1),), itemsize=4, saves=(logits,), overwrites="kept")
+        softmax = t.tensor("loss.softmax", logits.shape, itemsize=4)
+        return t.op("cross_entropy", (logits,), (Dim(1),), itemsize=4, saves=(softmax,), extra=(softmax,))

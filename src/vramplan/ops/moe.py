@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from ..dim import Dim, numel
-from ..tape import Tape, Tensor, Weight
+from ..tape import Tape
+from ..tensors import Tensor, Weight
 from .linear import linear
 from .lora import merged
 from .moe_batched import batched
+from .moe_dispatched import dispatched
 from .moe_looped import looped
+from .moe_reordered import reordered
 
 
 def route(
@@ -36,6 +39,7 @@ def experts(
     fused_up: bool = False,
     normalised: bool = False,
     fp32_weights: bool = False,
+    beside: Callable[[], Tensor] | None = None,
 ) -> Tensor:
     """Each token through its `top_k` of `n_experts` MLPs: [b, s, hidden] -> [b, s, hidden].
 
@@ -43,8 +47,10 @@ def experts(
     them, `{e}` standing for the expert (`fused_up`: one matrix [2·ffn, hidden]; `transposed`: stored as [in, out]). Working set, in rows of
     b·s·top_k: the permuted input, gate and up, their product, the output, as in vLLM's fused_moe (`fused_experts_impl`: three intermediate
     caches). Python's modules (frames `held`) make more: see `_grouped`, which `normalised` and `fp32_weights` are for, and `looped`.
+    What runs `beside` them has its place within `reordered`, which adds it; else the caller does.
     """
     hidden = x.shape[-1]
+    ffn = Dim(int(ffn)) if t.kernels.experts == "dispatched" else ffn  # a rank has whole experts, whatever else is split
     rows = x.shape[0] * x.shape[1] * Dim(top_k, "top_k")
     gates = 2 if fused_up else len(up)
     if t.kernels.frames == "held" and t.kernels.experts == "looped":
@@ -65,10 +71,17 @@ def experts(
     ups, downs = tuple(t.weights[first:middle]), tuple(t.weights[middle:])
 
     flops = 2 * int(rows) * int(hidden) * int(ffn)
+    if t.kernels.experts == "dispatched":
+        return dispatched(t, x, probabilities, rows=rows, ffn=ffn, gates=gates, ups=ups, downs=downs)
     if t.kernels.frames == "held":
-        weighting = _weights(t, probabilities, top_k, normalised=normalised, itemsize=4 if fp32_weights else t.itemsize)
+        wide = fp32_weights or t.kernels.experts == "reordered"
+        weighting = _weights(t, probabilities, top_k, normalised=normalised, itemsize=4 if wide else t.itemsize)
+        if t.kernels.experts == "reordered":
+            return reordered(t, x, weighting, rows=rows, ffn=ffn, n_experts=n_experts, ups=ups, downs=downs, beside=beside)
         if t.kernels.experts == "batched":
-            return batched(t, x, weighting, ffn=ffn, gates=gates, ups=ups, downs=downs)
+            first_sum = adapted(t, "gate_up_proj", (n_experts, gates * ffn, hidden), ups)
+            sums = (*first_sum, *adapted(t, "down_proj", (n_experts, hidden, ffn), downs))
+            return batched(t, x, weighting, ffn=ffn, gates=gates, ups=ups, downs=downs, sums=sums)
         return _grouped(t, x, weighting, rows, ffn, gates, ups, downs, n_experts)
     if t.kernels.experts == "workspaces":
         return t.op("experts.fused", (x, probabilities), x.shape, weights=(*ups, *downs), flops=(gates + 1) * flops)

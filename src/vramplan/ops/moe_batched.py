@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 from ..dim import Dim, numel
-from ..tape import Tape, Tensor, Weight
+from ..tape import Tape
+from ..tensors import Tensor, Weight
 
 
-def batched(t: Tape, x: Tensor, weights: Tensor, *, ffn: int, gates: int, ups: tuple[Weight, ...], downs: tuple[Weight, ...]) -> Tensor:
-    """[b, s, hidden] -> [b, s, hidden], by copies [b·s·top_k, out, in] of the chosen matrices, biases likewise.
+def batched(
+    t: Tape,
+    x: Tensor,
+    weights: Tensor,
+    *,
+    ffn: int,
+    gates: int,
+    ups: tuple[Weight, ...],
+    downs: tuple[Weight, ...],
+    sums: tuple[Tensor, ...] = (),
+) -> Tensor:
+    """[b, s, hidden] -> [b, s, hidden], by copies [b·s·top_k, out, in] of the chosen matrices (their `sums` with adapters), and of biases.
 
     Those of gate and up live until those of down are there, as one name is bound to both. FLOPs as for grouped products. Source:
     transformers 5.23 `integrations/moe.py`, batched_mm_experts_forward; `generation/utils.py`, _optimize_model_for_decode (since 5.0).
@@ -22,7 +33,7 @@ def batched(t: Tape, x: Tensor, weights: Tensor, *, ffn: int, gates: int, ups: t
         acted = t.op("experts.act", (raised,), (rows, ffn), itemsize=size)
         if gates == 2:
             acted = t.op("experts.gated", (acted, raised), (rows, ffn), itemsize=size)
-        second = t.hold(t.op("experts.chosen_down", (chosen,), (rows, _elements(downs)), itemsize=size))
+        second = t.hold(t.op("experts.chosen_down", (chosen, *sums), (rows, _elements(downs)), itemsize=size))
         lowered = t.hold(t.op("experts.down", (acted, second), (rows, hidden), itemsize=size, weights=downs, flops=flops))
         wide = max(size, weights.itemsize)
         weighted = t.hold(t.op("experts.weighted", (lowered, weights), (rows, hidden), itemsize=wide))

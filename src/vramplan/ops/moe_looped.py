@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..dim import Dim
-from ..tape import Tape, Tensor
+from ..tape import Tape
+from ..tensors import Tensor
 from .linear import project
 from .pointwise import activation, multiply
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from fractions import Fraction
 
 from ..dim import numel
-from ..tape import Tape, Tensor, Weight
+from ..tape import Tape
+from ..tensors import Tensor, Weight
 
 UNPACKING = 8 + 1 + 1 + 1 + 1 + 2 + Fraction(2, 64)
 """Bytes per element while a weight is unpacked to 16 bits: two halves of indices in int64, of what they stand for, and of that times its

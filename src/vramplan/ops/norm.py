@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Literal
 
 from ..dim import Dim
-from ..tape import Tape, Tensor, Weight
+from ..tape import Tape
+from ..tensors import Tensor, Weight
 
 SQUARES = 3
 """Tensors like x in fp32 that the backward pass of `x.pow(2).mean(-1)` makes beside its result: the mean's gradient over all elements, x
@@ -28,7 +29,7 @@ def rms_norm(t: Tape, x: Tensor, name: str, *, weight: bool = True, width: int =
         return fused(t, (x,), name, weights, width)
     upcast = x if x.itemsize == 4 else t.op(f"{name}.float", (x,), x.shape, itemsize=4)
     squares = 0 if t.kernels.norm == "fp32" else SQUARES * upcast.nbytes
-    rstd = t.op(f"{name}.rstd", (upcast,), groups(x, width), itemsize=4, backward_workspace=squares)
+    rstd = t.op(f"{name}.rstd", (upcast,), groups(x, width), itemsize=4, backward_workspace=squares, also=(upcast,))
     normed = t.op(f"{name}.normed", (upcast, rstd), x.shape, itemsize=4, saves=(upcast, rstd))
     size = itemsize or x.itemsize
     if t.kernels.norm == "fp32" and weight:

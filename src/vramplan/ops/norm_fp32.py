@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from ..tape import Kind, Tape, Tensor
+from ..tape import Tape
+from ..tensors import Kind, Tensor, Weight
 from .norm import SQUARES, fused, groups, rms_norm, weighted
 
 
@@ -15,14 +16,32 @@ def rms_norm_fp32(t: Tape, x: Tensor, name: str, *, weight: bool = True, width: 
     `triton` and `inplace` kernels are as in `rms_norm`. `kind` is the weight's: that of a router's own norm is the router's.
     """
     weights = (t.weight(f"{name}.weight", (width or x.shape[-1],), kind),) if weight else ()
+    if t.kernels.written_out and (name in t.kernels.written_out or not weight):
+        return _written_out(t, x, name, weights, width)
     if t.kernels.norm in ("fused", "triton", "inplace"):
         return fused(t, (x,), name, weights, width)
     upcast = t.op(f"{name}.float", (x,), x.shape, itemsize=4)
-    rstd = t.op(f"{name}.rstd", (upcast,), groups(x, width), itemsize=4, backward_workspace=SQUARES * upcast.nbytes)
+    squares = SQUARES * upcast.nbytes
+    rstd = t.op(f"{name}.rstd", (upcast,), groups(x, width), itemsize=4, backward_workspace=squares, also=(upcast,))
     normed = t.op(f"{name}.normed", (upcast, rstd), x.shape, itemsize=4, saves=(upcast, rstd))
     if weight:
         return weighted(t, normed, name, weights, gain=gain, itemsize=x.itemsize)
     return t.op(name, (normed,), x.shape)
+
+
+def _written_out(t: Tape, x: Tensor, name: str, weights: tuple[Weight, ...], width: int) -> Tensor:
+    """`x.float() · (x.float()² .mean() + ε)^−½ · w`: x twice in fp32 is kept (over heads once), and for w's gradient the product.
+
+    Source: Megatron-Bridge 0.6 `models/gemma/modeling_gemma4.py`, _gemma4_rms_norm and Gemma4SelfAttention.
+    """
+    upcast = t.op(f"{name}.float", (x,), x.shape, itemsize=4)
+    squared = t.op(f"{name}.float_again", (x,), x.shape, itemsize=4) if not width and name != "v_norm" else upcast
+    backward = SQUARES * upcast.nbytes
+    rstd = t.op(f"{name}.rstd", (squared,), groups(x, width), itemsize=4, saves=(squared,), backward_workspace=backward)
+    normed = t.op(f"{name}.normed", (upcast, rstd), x.shape, itemsize=4, saves=(upcast, rstd))
+    if weights:
+        return weighted(t, normed, name, weights, gain=False, itemsize=x.itemsize)
+    return t.op(name, (normed,), x.shape, itemsize=x.itemsize)
 
 
 def gated_rms_norm(t: Tape, x: Tensor, gate: Tensor, name: str, *, width: int = 0, gate_first: bool = False) -> Tensor:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..dim import numel
-from ..tape import Tape, Tensor, Weight
+from ..tape import Tape
+from ..tensors import Tensor, Weight
 from .nf4tensor import nf4tensor_product
 
 KERNEL_ROWS = 64

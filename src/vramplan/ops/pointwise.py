@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from ..tape import Tape, Tensor
+from ..tape import Tape
+from ..tensors import Tensor
 from .linear import linear
+from .lora_parallel import beside
 from .rotary import concatenated, stacked
 
 
@@ -55,6 +57,7 @@ def gated(t: Tape, x: Tensor, gate: str, up: str, ffn: int, *, bias: bool = Fals
         weights += tuple(t.weight(f"{name}.bias", (ffn,), "linear") for name in (gate, up))
     rows = x.nbytes // x.itemsize
     both = t.op("gate_up", (x,), (*x.shape[:-1], 2 * ffn), weights=weights, flops=4 * rows * int(ffn), saves=(x,))
+    both = beside(t, x, both, "linear_fc1", weights[0])
     return t.op("act_and_mul", (both,), (*x.shape[:-1], ffn), saves=(both,))
 
 

@@ -6,7 +6,8 @@ What comes after, of a few numbers for each token, is left out.
 from __future__ import annotations
 
 from ..dim import Dim, numel
-from ..tape import Tape, Tensor
+from ..tape import Tape
+from ..tensors import Tensor
 from .fused_loss import take_head
 from .product import product
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from ..dim import numel
-from ..tape import Tape, Tensor, Weight
+from ..tape import Tape
+from ..tensors import Tensor, Weight
 from .fp8 import fp8_product, runs_in_fp8
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from ..dim import numel
-from ..tape import Tape, Tensor
+from ..tape import Tape
+from ..tensors import Tensor
 
 
 def causal_conv(t: Tape, x: Tensor, name: str, kernel: int, *, bias: bool, state_dtype: str | None = None, state: bool = True) -> Tensor:

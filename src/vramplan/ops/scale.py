@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from ..tape import Tape, Tensor
+from ..tape import Tape
+from ..tensors import Tensor
 
 
 def scale(t: Tape, x: Tensor, name: str) -> Tensor:

@@ -8,7 +8,8 @@ same in Jamba; pytorch `derivatives.yaml` (exp, select).
 from __future__ import annotations
 
 from ..dim import Dim, numel
-from ..tape import Tape, Tensor, Weight
+from ..tape import Tape
+from ..tensors import Tensor, Weight
 from .pointwise import activation
 from .recurrent import scan_state
 

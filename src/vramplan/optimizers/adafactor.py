@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..dim import numel
-from ..tape import Weight
+from ..tensors import Weight
 from .base import Locals, Optimizer, elements
 
 NAMES = ("adafactor",)

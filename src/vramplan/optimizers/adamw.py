@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..tape import Weight
+from ..tensors import Weight
 from .base import BLOCK, AtOnce, Locals, Optimizer, elements
 
 NAMES = ("adamw", "adamw-fused", "adamw-forloop")

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..errors import BadInput
-from ..tape import Weight
+from ..tensors import Weight
 from .base import BLOCK, AtOnce, Locals, Optimizer, elements
 
 NAMES = ("adamw-anyprecision", "fused-adam")

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-from ..tape import Weight
+from ..tensors import Weight
 
 Itemsize = Callable[[Weight], int]
 

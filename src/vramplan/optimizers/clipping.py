@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from ..tape import Weight
+from ..tensors import Weight
 from .base import BLOCK, Itemsize, elements
 
 CHUNK = 65_536

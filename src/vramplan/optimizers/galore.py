@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from ..tape import Weight
+from ..tensors import Weight
 from .base import Locals, Optimizer, elements, in_order
 from .bitsandbytes import blockwise
 

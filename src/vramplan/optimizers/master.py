@@ -48,5 +48,11 @@ ZERO_FP32 = Master(buffer=4, own=2, zeroed=True, source="DeepSpeed at edaa722 ru
 MEGATRON = Master(buffer=4, source="Megatron-LM at d98e8a6 core/optimizer/optimizer.py, core/distributed/param_and_grad_buffer.py")
 """`main_grad` in fp32 (the default with bf16), which `.float()` does not copy: 18 bytes per parameter in all, 6 + 12/n distributed."""
 
+PRECISION_AWARE = Master(buffer=2, source="Megatron-LM at d98e8a6 core/optimizer/optimizer_config.py, use_precision_aware_optimizer")
+"""Its optimizer reads 16-bit gradients as they are, and keeps of each master only what the 16-bit weight lacks (`REMAINDER`). States in 16
+bits are stepped on in place since TransformerEngine 2.13; before, the step made copies in fp32 of all of them, which are not in it."""
+REMAINDER = 2
+"""Bytes of a master weight's other half (`store_param_remainders`, TransformerEngine 2.9 `pytorch/optimizers/fused_adam.py`)."""
+
 MEGATRON_BF16 = Master(buffer=2, cast=4, stepped=4, source="Megatron-LM at d98e8a6 core/optimizer/optimizer.py")
 """With `--grad-reduce-in-bf16`: the step makes fp32 gradients (`_copy_model_grads_to_main_grads`)."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..tape import Weight
+from ..tensors import Weight
 from .base import AtOnce, Locals, Optimizer, elements
 
 NAMES = ("sgd", "sgd-momentum", "adagrad", "rmsprop")

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..tape import Weight
+from ..tensors import Weight
 from .base import BLOCK, Locals, Optimizer, elements
 
 NAMES = ("adamw-8bit-torchao", "adamw-4bit-torchao", "adamw-fp8-torchao")

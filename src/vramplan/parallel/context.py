@@ -10,18 +10,21 @@ from __future__ import annotations
 
 from ..dim import Dim, numel
 from ..errors import BadInput
-from ..tape import Op, Tape, Tensor
+from ..tape import Tape
+from ..tensors import Op, Tensor
 
 SOURCE = "pytorch 2.13 torch/distributed/tensor/experimental/_context_parallel/_attention.py"
 WIDE = 4
 """Bytes of an element of what is merged and summed (`convert_to_f32`)."""
 
 
-def degree(asked: int, ranks: int) -> int:
-    """The degree that was `asked`, of `ranks` GPUs. Raises BadInput where it does not divide their number."""
-    if ranks % asked:
-        near = max(n for n in range(1, min(asked, ranks) + 1) if ranks % n == 0)
-        raise BadInput(f"gpu_count {ranks}: context_parallel {asked} does not divide it; the nearest is {near}")
+def degree(asked: int, ranks: int, tensor: int = 1) -> int:
+    """The degree that was `asked`, of `ranks` GPUs, `tensor` of which share each layer. Raises BadInput where it does not divide them."""
+    left = ranks // tensor
+    if left % asked:
+        near = max(n for n in range(1, min(asked, left) + 1) if left % n == 0)
+        what = "it" if tensor == 1 else f"the {left} that tensor_parallel {tensor} leaves"
+        raise BadInput(f"gpu_count {ranks}: context_parallel {asked} does not divide {what}; the nearest is {near}")
     return asked
 
 
@@ -53,6 +56,21 @@ def context_parallel(tape: Tape, degree: int) -> Tape:
             _look_up(tape, index)
         elif op.name.endswith(".attention"):
             op.workspace, op.backward_workspace = _forward(op, degree), op.backward_workspace + _backward(op, degree)
+    return tape
+
+
+def ring_attention(tape: Tape, degree: int) -> Tape:
+    """The tape of one rank's tokens, where keys and values go round `degree` ranks, as TransformerEngine's attention has them.
+
+    Forward: keys and values of each rank as they pass, and an output for each of them, until these are put together. Backward: two buffers
+    for keys, values and their gradients, of which one ends as the gradient, and a part of the queries' gradient. The scores' log-sum-exp of
+    each step is left out. Source: TransformerEngine 2.9 `attention/dot_product_attention/context_parallel.py`, AttnFuncWithCPAndKVP2P.
+    """
+    for op in tape.ops if degree > 1 else ():
+        if op.name.endswith(".attention"):
+            query, _, both = _sizes(op)
+            op.workspace += degree * (both + op.writes[0].nbytes)
+            op.backward_workspace += 3 * both + query
     return tape
 
 

@@ -23,6 +23,26 @@ def expert_parallel(tape: Tape, whole: Tape, degree: int) -> Tape:
     return replace(tape, weights=weights)
 
 
+def spread_experts(tape: Tape, degree: int) -> Tape:
+    """The tape with an even share of whole experts, in its ops too; an adapter for all of a rank's is on each.
+
+    Raises BadInput where the experts do not fall evenly to `degree` ranks.
+    """
+    if degree == 1:
+        return tape
+    experts = [weight for weight in tape.weights if weight.kind == "experts" and weight.part != "adapters"]
+    counts = {weight.copies for weight in experts}
+    if not counts:
+        raise BadInput(f"expert_parallel {degree}: the model has no experts")
+    for count in counts:
+        if count % degree:
+            near = min((n for n in range(1, count + 1) if count % n == 0), key=lambda n: abs(n - degree))
+            raise BadInput(f"expert_parallel {degree}: {count} experts do not divide by it; the nearest is {near}")
+    mine = {id(w): w for w in tape.weights} | {id(w): replace(w, copies=w.copies // degree) for w in experts}
+    ops = [replace(op, weights=tuple(mine.get(id(w), w) for w in op.weights)) for op in tape.ops]
+    return replace(tape, weights=list(mine.values()), ops=ops)
+
+
 def expert_slices(tape: Tape, whole: Tape, degree: int) -> Tape:
     """`tape` with a slice of every expert of `whole`, one of `degree`: tensor parallelism over the ranks of all data-parallel replicas.
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from ..dim import Dim
 from ..errors import BadInput
-from ..tape import Weight
+from ..tensors import Weight
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +45,12 @@ class Mesh:
     def stage(self) -> int:
         """Ranks of one pipeline stage."""
         return self.ranks // self.pipeline
+
+    @property
+    def groups(self) -> int:
+        """Groups of several ranks that a rank is in, each with a communicator (Megatron-Core 0.19 `core/parallel_state.py`)."""
+        copies = self.data * self.context, self.ranks // (self.expert * self.pipeline) if self.expert > 1 else 1
+        return sum(size > 1 for size in (self.tensor, self.pipeline, self.context, self.expert, *copies))
 
     def copies(self, weight: Weight) -> int:
         """Ranks that hold the same part of `weight`."""

@@ -6,7 +6,8 @@ from collections.abc import Callable, Container
 from dataclasses import replace
 
 from ..errors import BadInput
-from ..tape import Tape, Weight
+from ..tape import Tape
+from ..tensors import Weight
 
 
 def layers_of(stage: int, stages: int, layers: int) -> range:

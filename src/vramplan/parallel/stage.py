@@ -12,7 +12,8 @@ from collections.abc import Container, Iterable
 from dataclasses import replace
 
 from ..errors import Unknown
-from ..tape import Op, Tape, Tensor, Weight
+from ..tape import Tape
+from ..tensors import Op, Tensor, Weight
 
 
 def depth_of(tape: Tape) -> int:

@@ -20,7 +20,7 @@ from itertools import accumulate
 
 from ..dim import numel
 from ..runs import Event, Key, Run, Runs
-from ..tape import Weight
+from ..tensors import Weight
 from .sharded import Adds, Unit, edges, weights_of
 
 SOURCES = {

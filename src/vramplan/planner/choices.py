@@ -27,7 +27,7 @@ LOSSES = ("fused", "chunked", "plain")
 CHECKPOINTING = {"none": "", "full": "the forward pass runs twice"}
 OFFLOADS: dict[tuple[str, ...], str] = {
     (): "",
-    ("activations",): "layers' inputs go over the bus",
+    ("activations",): "activations go over the bus",
     ("parameters",): "weights and states in host memory, where the optimizer steps",
 }
 SHARDINGS = {"ddp": "", "zero2": "gradients and states are shared out", "fsdp": "weights are gathered layer by layer"}

@@ -116,7 +116,7 @@ REMEDIES: tuple[Remedy, ...] = (
         changes=lambda s: _when(not s.optimizer_in_backward and s.gradient_accumulation == 1, {"optimizer_in_backward": True}),
     ),
     Remedy(
-        name="activations in host memory", kind="time", task="train", gives_up="speed: layers' inputs go over the bus and back",
+        name="activations in host memory", kind="time", task="train", gives_up="speed: activations go over the bus and back",
         changes=lambda s: _also(s, "activations"),
     ),
     Remedy(

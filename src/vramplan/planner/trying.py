@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ..errors import BadInput, VramplanError
+from ..errors import BadFile, BadInput, NotFound, Unreachable, VramplanError
 from ..estimate import Estimate, estimate
 from ..scenario import Scenario, scenario
 from ..sources.machine import here
@@ -75,6 +75,8 @@ class Tries:
             self.made += 1
             try:
                 self._known[key] = estimate(replace(self.asked, **change))
+            except (BadFile, NotFound, Unreachable):  # nothing of the model or the GPU is known, whatever else is changed
+                raise
             except VramplanError as error:
                 self._known[key] = error
         return self._known[key]

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
+from ..errors import Unknown
 from ..ledger import Item, Moment
+from ..speed import told
 
 if TYPE_CHECKING:
     from ..estimate import Estimate, Share
@@ -22,10 +24,21 @@ def to_dict(answer: Estimate) -> dict[str, Any]:
         "quantities": dict(answer.quantities),
         "fits": answer.fits,
         "headroom": answer.headroom,
-        "likelihood": None,
+        "likelihood": answer.likelihood,
+        **({"speed": _speed(answer)} if answer.gpu else {}),
         "gpus": [_share(share) for share in answer.shares],
         **({"host": [_item(item) for item in answer.host.items]} if answer.host.items else {}),
     }
+
+
+def _speed(answer: Estimate) -> dict[str, Any]:
+    """Figures, their bound and the efficiency that they are at; or why they are not known."""
+    try:
+        found = told(answer)
+    except Unknown as error:
+        return {"unknown": str(error)}
+    fitted = {"efficiency": found.efficiency, "spread": list(found.spread), "class": found.fitted_on, "rows": found.rows}
+    return {**found.numbers, "sequences": found.sequences, "bound": found.bound, **fitted, "why": found.why}
 
 
 def _share(share: Share) -> dict[str, Any]:

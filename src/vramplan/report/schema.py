@@ -11,6 +11,11 @@ from ..scenario import keys
 COUNT: dict[str, Any] = {"type": "integer", "minimum": 0}
 TEXT: dict[str, Any] = {"type": "string", "minLength": 1}
 MOMENTS = [moment.value for moment in Moment]
+QUANTITIES = (
+    "parameters", "trainable_parameters", "active_parameters", "weights", "kv_cache", "kv_bytes_per_token", "kv_tokens", "activation_peak",
+    "compute_buffer", "cuda_graphs", "non_torch", "peak_allocated", "peak_reserved", "process",
+    "first_step", "load_peak", "longest_context",
+)  # fmt: skip
 
 
 def _object(required: tuple[str, ...], **properties: Any) -> dict[str, Any]:
@@ -45,7 +50,11 @@ ANSWER = _object(
     model=_object(("id", "origin"), id=TEXT, origin=TEXT),
     assumptions={"type": "array", "items": TEXT},
     remarks={"type": "array", "items": TEXT},
-    quantities={**_object(("parameters", "weights", "kv_cache")), "additionalProperties": COUNT},
+    quantities={
+        **_object(("parameters", "weights", "kv_cache")),
+        "additionalProperties": COUNT,
+        "propertyNames": {"enum": list(QUANTITIES)},
+    },
     fits={"type": ["boolean", "null"]},
     headroom={"type": ["integer", "null"]},
     likelihood={"type": ["number", "null"], "minimum": 0, "maximum": 1},

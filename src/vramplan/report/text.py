@@ -7,51 +7,31 @@ from textwrap import wrap
 from typing import TYPE_CHECKING
 
 from ..units import gib
+from .parts import by_part, look
 
 if TYPE_CHECKING:
-    from ..estimate import Estimate
-    from ..ledger import Ledger
+    from ..estimate import Estimate, Share
 
 WIDTH = 80
-
-LOOKS = {
-    "weights": ("W", 34),
-    "kv cache": ("K", 36),
-    "gradients": ("R", 31),
-    "optimizer states": ("O", 32),
-    "optimizer step": ("P", 32),
-    "saved activations": ("V", 36),
-    "activations": ("A", 35),
-    "compute buffer": ("B", 35),
-    "gathered": ("H", 35),
-    "attention workspace": ("T", 33),
-    "buffers": ("U", 33),
-    "workspace": ("S", 33),
-    "load": ("D", 33),
-    "allocator": ("L", 33),
-    "non-torch": ("N", 33),
-    "cuda graphs": ("G", 33),
-    "cuda context": ("C", 90),
-}
-"""Of each part, in the order shown: its letter in the bar, and an ANSI colour that reads on light and dark backgrounds."""
 
 
 def render(answer: Estimate, *, explain: bool = False, colour: bool = False) -> str:
     """The answer as text; `explain` adds every formula with its values and source."""
     moment, peak = answer.peak
-    lines = [*wrapped(_verdict(answer), ""), *_remarks(answer), ""]
-    tree = _tree(answer.ledger)
+    lines = [*wrapped(verdict(answer), ""), *_remarks(answer), ""]
+    tree = by_part(answer.ledger)
     if answer.room:
         lines += [*_bars(answer, colour), ""]
     lines += _items(answer, tree, explain=explain, colour=colour)
-    lines += [_row("peak", peak, f"at {moment.value}"), *_allocator(answer), *_host(answer), ""]
+    lines += [_row("peak", peak, f"at {moment.value}"), *_allocator(answer), *_host(answer), *_speed(answer), ""]
     lines += ["Assumed:"]
     for text in (f"model: {answer.model.id}, from {answer.model.origin}", *answer.assumptions):
         lines += wrapped(text, "  - ")
     return "\n".join(lines)
 
 
-def _verdict(answer: Estimate) -> str:
+def verdict(answer: Estimate) -> str:
+    """One sentence: whether it fits, how much of what it takes, and what is to spare or missing."""
     peak, headroom = answer.peak[1], answer.headroom
     if answer.gpu is None or answer.room is None or headroom is None:
         return f"{answer.model.id} takes {gib(peak)} (no GPU named: nothing to fit into)."
@@ -60,7 +40,8 @@ def _verdict(answer: Estimate) -> str:
     if headroom >= 0 and not answer.fits:
         rest += ", but in pieces too small for torch's allocator"
     count = sum(share.count for share in answer.shares)
-    where = answer.gpu.name if count == 1 else f"the fullest of {count} × {answer.gpu.name}"
+    alike = len({share.gpu.id for share in answer.shares if share.gpu}) == 1
+    where = f"the fullest of {count} × {answer.gpu.name}" if count > 1 and alike else answer.gpu.name
     return f"{verb}: {gib(peak)} of {gib(answer.room)} on {where}, {rest}."
 
 
@@ -69,11 +50,14 @@ def _bars(answer: Estimate, colour: bool) -> list[str]:
     lines = []
     for share in answer.shares:
         if len(answer.shares) > 1:
-            last = share.rank + share.count - 1
-            who = f"GPU {share.rank}" if share.count == 1 else f"GPUs {share.rank}-{last}"
-            lines.append(f"{who}: {gib(share.ledger.peak()[1])} of {gib(share.room or 0)}")
-        lines.append(_bar(_tree(share.ledger), share.room or 1, colour))
+            lines.append(f"{who(share)}: {gib(share.ledger.peak()[1])} of {gib(share.room or 0)}")
+        lines.append(_bar(by_part(share.ledger), share.room or 1, colour))
     return lines
+
+
+def who(share: Share) -> str:
+    """The GPUs that hold a share, by number."""
+    return f"GPU {share.rank}" if share.count == 1 else f"GPUs {share.rank}-{share.rank + share.count - 1}"
 
 
 def _host(answer: Estimate) -> list[str]:
@@ -96,6 +80,22 @@ def _allocator(answer: Estimate) -> list[str]:
     ]
 
 
+def _speed(answer: Estimate) -> list[str]:
+    """What it does in a second, what bounds that, and how much of that bound is reached; nothing where it is not known."""
+    found = answer.speed
+    if found is None:
+        return []
+    low, high = found.spread
+    about = f"bound by {found.bound}, {found.efficiency:.0%} ({low:.0%} to {high:.0%}) of the roofline"
+    if found.step is not None and found.tokens is not None:
+        return wrapped(f"speed: a step {found.step:.3g} s, {found.tokens:,.0f} tokens/s; {about}", "")
+    parts = [] if found.alone is None else [f"{found.alone:,.0f} tokens/s alone"]
+    if found.decode is not None and found.sequences > 1:
+        parts.append(f"{found.decode:,.0f} for {found.sequences:,} at once")
+    parts += [f"{found.prefill or 0:,.0f} of prompts", *([f"the first after {found.first_token:.2g} s"] if found.first_token else [])]
+    return wrapped(f"speed: {', '.join(parts)}; {about}", "")
+
+
 def _remarks(answer: Estimate) -> list[str]:
     return [line for text in answer.remarks for line in wrapped(text[0].upper() + text[1:] + ".", "")]
 
@@ -114,15 +114,8 @@ def _bar(tree: Mapping[str, int], room: int, colour: bool) -> str:
 
 
 def _letter(name: str, colour: bool) -> str:
-    letter, code = LOOKS.get(name, ("#", 0))
+    letter, code, _ = look(name)
     return f"\x1b[{code}m{letter}\x1b[0m" if colour and code else letter
-
-
-def _tree(ledger: Ledger) -> dict[str, int]:
-    """Bytes at the peak by part, in the order of LOOKS."""
-    order = list(LOOKS)
-    tree = {path[0]: nbytes for path, nbytes in ledger.tree(ledger.peak()[0]).items()}
-    return dict(sorted(tree.items(), key=lambda pair: order.index(pair[0]) if pair[0] in order else len(order)))
 
 
 def _items(answer: Estimate, tree: Mapping[str, int], *, explain: bool, colour: bool) -> list[str]:

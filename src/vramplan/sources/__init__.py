@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
 from ..errors import BadFile, BadInput, NotFound, VramplanError
@@ -13,11 +15,24 @@ from .model import Model
 if TYPE_CHECKING:
     from .stored import Found
 
-__all__ = ["resolve"]
+__all__ = ["model_of", "only", "resolve", "sent"]
 
 _QUANTISED = re.compile(r"awq|gptq|fp[48]|int[48]|[2-8]-?bit|bnb|w[48]a\d+|exl[23]|hqq|gguf", re.IGNORECASE)
 _NAMED = ("nvfp4", "mxfp8", "mxfp4", "fp8", "awq", "gptq", "w4a16", "w8a16", "w8a8")
 """Formats (`formats.scheme_names`) that a repository's name tells by a word of its own."""
+
+
+_REACH: ContextVar[frozenset[str]] = ContextVar("reach", default=frozenset({"files", "hub"}))
+
+
+@contextmanager
+def only(*places: str) -> Iterator[None]:
+    """Here models come from the catalogue, from inline configs and from those of "files" and "hub" that are named; for a server."""
+    token = _REACH.set(frozenset(places))
+    try:
+        yield
+    finally:
+        _REACH.reset(token)
 
 
 def resolve(model: str | Mapping[str, object]) -> Model:
@@ -30,12 +45,12 @@ def resolve(model: str | Mapping[str, object]) -> Model:
         if not isinstance(model.get("model_type"), str):
             raise BadInput("an inline config needs its model_type, such as llama")
         return Model(id=f"inline {model['model_type']} config", config=model, origin="the config given inline")
-    if _is_path(model):
+    if "files" in _REACH.get() and _is_path(model):
         from pathlib import Path
 
         from .local import find
 
-        return _found(find(Path(model).expanduser()))
+        return model_of(find(Path(model).expanduser()))
     if model.startswith("hf:"):
         return _from_hub(model.removeprefix("hf:"))
     from ..catalog.models import find_model
@@ -43,7 +58,7 @@ def resolve(model: str | Mapping[str, object]) -> Model:
     try:
         entry = find_model(model)
     except NotFound as unknown:
-        if "/" not in model:
+        if "/" not in model or "hub" not in _REACH.get():
             raise
         try:
             return _from_hub(model)
@@ -87,13 +102,38 @@ def _is_path(name: str) -> bool:
     return name.endswith((".json", ".gguf", ".safetensors")) and not on_hub
 
 
+def sent(data: bytes, name: str) -> Found:
+    """What somebody sends in place of a file: a config.json, or the first bytes of a GGUF or safetensors file with its whole header.
+
+    Nothing is opened. Raises BadFile for what is none of them, or damaged.
+    """
+    from .stored import Found
+
+    def read(offset: int, length: int) -> bytes:
+        return data[offset : offset + length]
+
+    if data.startswith(b"GGUF"):
+        from .gguf import read_gguf
+
+        return Found(id=name, config=None, header=read_gguf(read, None, name), origin=f"the header of {name}")
+    if data[8:9] == b"{":
+        from .safetensors import read_safetensors
+
+        return Found(id=name, config=None, header=read_safetensors(read, None, name), origin=f"the header of {name}")
+    from .local import parse_config
+
+    return Found(id=name, config=parse_config(data, name), header=None, origin=f"the config {name}")
+
+
 def _from_hub(name: str) -> Model:
+    if "hub" not in _REACH.get():
+        raise BadInput(f"model {name[:80]!r}: the Hub is not asked here; name a model of the catalogue, or give its config")
     from .hub import find
 
-    return _found(find(name))
+    return model_of(find(name))
 
 
-def _found(found: Found) -> Model:
+def model_of(found: Found) -> Model:
     """A Model of what a file or the Hub holds: GGUF metadata become a config."""
     gguf = found.config is None
     if found.config is None:

@@ -70,7 +70,7 @@ def told(estimate: Estimate) -> Speed:
     """How fast `estimate` runs. Raises Unknown with the reason where that is not known."""
     if estimate.gpu is None:
         raise Unknown("no GPU named")
-    if len({share.gpu for share in estimate.shares}) > 1:
+    if any(share.gpu != estimate.shares[0].gpu for share in estimate.shares[1:]):
         raise Unknown(f"gpu {estimate.scenario.gpu}: speed over GPUs of several kinds is not estimated by this version")
     return _training(estimate) if estimate.scenario.task == "train" else _serving(estimate)
 

@@ -1,8 +1,8 @@
 """The roof of a training step, op by op from the tape that its memory is counted on, forward and backward, with the optimizer's bytes.
 
 Each op takes the longer of its operations and of what it moves; a frozen weight has no gradient of its own, checkpointed layers run forward
-twice, packed weights are unpacked each time. What GPUs gather and reduce runs beside it. What it does not know: links between machines,
-data loading, the processor's optimizer, objectives other than plain fine-tuning.
+twice, packed weights are unpacked each time. What GPUs gather and reduce runs beside it; how Megatron's ranks share it, `megatron` tells.
+What it does not know: links between machines, data loading, the processor's optimizer, objectives other than plain fine-tuning.
 """
 
 from __future__ import annotations
@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING
 from ..catalog.gpus import Gpu
 from ..errors import Unknown
 from ..ledger import Moment
-from ..tape import Op, Tape
+from ..tape import Tape
+from ..tensors import Op
 from .hardware import bandwidth, link, peak
+from .megatron import split
 from .roof import Roof
 from .work import flops, is_fused_attention
 
@@ -35,11 +37,24 @@ def step(answer: Estimate) -> tuple[Roof, int]:
         raise Unknown(f"speed of {'offloaded' if s.offload else s.objective} training is not estimated by this version")
     passes = s.gradient_accumulation or 1
     ops = [seconds(op, tape, gpu, answer, full=s.checkpointing == "full") for op in tape.ops]
-    memory = sum(moved for moved, computed in ops if moved >= computed) * passes + _stepping(answer) / bandwidth(gpu)
+    memory = sum(moved for moved, computed in ops if moved >= computed) * passes
+    stepping = _stepping(answer) / bandwidth(gpu)
     compute = sum(computed for moved, computed in ops if moved < computed) * passes
     ranks = sum(share.count for share in answer.shares)
+    if answer.job.engine == "megatron":
+        return _split(answer, gpu, ranks, passes, (memory, compute), stepping)
+    memory += stepping
     tokens = int(tape.sequences) * int(tape.tokens) * ranks * passes
     return Roof(bandwidth=memory, compute=compute, ideal=memory + compute, link=_shared(answer, gpu, ranks, passes), hidden=True), tokens
+
+
+def _split(answer: Estimate, gpu: Gpu, ranks: int, passes: int, work: tuple[float, float], stepping: float) -> tuple[Roof, int]:
+    """A step whose `work`, seconds of moving and of computing for one copy of the model, Megatron's ranks share."""
+    one = split(answer, gpu, ranks, passes)
+    memory, compute = (part / one.ranks * one.waiting for part in work)
+    memory += stepping
+    tokens = int(answer.tape.sequences) * int(answer.tape.tokens) * passes * ranks // one.ranks
+    return Roof(bandwidth=memory, compute=compute, ideal=memory + compute, link=one.link), tokens
 
 
 def seconds(op: Op, tape: Tape, gpu: Gpu, answer: Estimate, *, full: bool) -> tuple[float, float]:

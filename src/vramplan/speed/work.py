@@ -18,7 +18,8 @@ from ..kernels import Kernels
 from ..ledger import Ledger, Moment
 from ..parallel.tensor import tensor_parallel
 from ..sources.model import Model
-from ..tape import Cache, Op, Tape, Weight
+from ..tape import Tape
+from ..tensors import Cache, Op, Weight
 
 SERVED = Kernels(attention="flash", mla="absorbed", frames="freed", recurrence="fused")
 

@@ -33,9 +33,10 @@ DRAFTED = 20
 QUANTIZED: Mapping[str, Mapping[str, Any]] = {
     "quanto-int4": {"backend": "quanto", "nbits": 4, "residual_length": STEPS - 1},
     "quanto-int2": {"backend": "quanto", "nbits": 2, "residual_length": STEPS - 1},
+    **{f"hqq-int{bits}": {"backend": "hqq", "nbits": bits, "residual_length": STEPS - 1} for bits in (8, 4, 3, 2, 1)},
     "fp8": {"backend": "fp8"},
 }
-"""`cache_config` of each; quanto's are packed anew in the last step of the trace."""
+"""`cache_config` of each; quanto's and HQQ's are packed anew in the last step of the trace."""
 
 
 def trace_generate(asked: Scenario) -> tuple[Trace, Trace]:
@@ -80,7 +81,7 @@ def _run(asked: Scenario, recipe: Recipe, prompt: int, output: int) -> Trace:
         loop = _Loop(recorder, model, last=prompt + STEPS * (2 if draft else 1), goes_on=beams > 1)
         if draft:
             loop.drafts(draft["assistant_model"])
-        with modules(recorder), torch.no_grad(), _offloading(recorder), _packing():
+        with modules(recorder), torch.no_grad(), _offloading(recorder), _packing(), _hqq():
             try:
                 recorder.paused = False
                 ids = torch.zeros((asked.sequences or 1, prompt), dtype=torch.long)
@@ -121,8 +122,6 @@ def _cache(asked: Scenario) -> Mapping[str, Any]:
     kind = asked.cache_implementation or "dynamic"
     if kind in QUANTIZED:
         return {"cache_implementation": "quantized", "cache_config": dict(QUANTIZED[kind])}
-    if kind.startswith("hqq"):
-        raise Unknown(f"cache_implementation {kind!r} is not traced: HQQ computes with values")
     return {} if kind == "dynamic" else {"cache_implementation": kind.replace("-", "_")}
 
 
@@ -181,6 +180,22 @@ def _packing() -> Iterator[None]:
         plain(self, qtype, axis, group, size, stride, data, *rest, **more)
 
     with mock.patch.object(quantised, "__init__", packed):
+        yield
+
+
+@contextmanager
+def _hqq() -> Iterator[None]:
+    """HQQ's optimiser in fp16, as on a GPU, and outside of inference mode, where operators come undivided; it makes all of its passes."""
+    try:
+        optimize, quantizer = import_module("hqq.core.optimize"), import_module("hqq.core.quantize").Quantizer
+    except ImportError:
+        yield
+        return
+    plain = optimize.optimize_weights_proximal_legacy.__wrapped__
+    with (
+        mock.patch.object(optimize, "float32", torch.float16),
+        mock.patch.object(quantizer, "optimize_weights", staticmethod(plain)),
+    ):
         yield
 
 

@@ -19,15 +19,15 @@ LONGEST = 32_000
 """Characters of a query at most; servers and browsers take 32 to 64 thousand."""
 
 
-def pairs(query: str) -> list[tuple[str, str]]:
-    """The names and values of a query string, empty values left out. Raises BadInput for one that is too long."""
+def pairs(query: str, *, empty: bool = False) -> list[tuple[str, str]]:
+    """The names and values of a query string; `empty` values are left out or not. Raises BadInput for one that is too long."""
     if len(query) > LONGEST:
         raise BadInput(f"an address of {len(query):,} characters: at most {LONGEST:,} are read; send a large config to the API")
     try:
-        found = parse_qsl(query.removeprefix("?"), keep_blank_values=False, max_num_fields=300, encoding="utf-8", errors="replace")
+        found = parse_qsl(query.removeprefix("?"), keep_blank_values=empty, max_num_fields=300, encoding="utf-8", errors="replace")
     except ValueError:
         raise BadInput("an address of more than 300 values") from None
-    return [(name, value.strip()) for name, value in found if value.strip()]
+    return [(name, value.strip()) for name, value in found if empty or value.strip()]
 
 
 def given(query: Sequence[tuple[str, str]]) -> tuple[Given, dict[str, str]]:

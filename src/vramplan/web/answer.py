@@ -97,7 +97,7 @@ def filled(answer: Estimate) -> Mapping[str, Any]:
 
 def _likelihood(answer: Estimate) -> str:
     """The chance that it fits, in per cent; empty where it is not told."""
-    chance = answer.to_dict()["likelihood"] if answer.fits is not None else None
+    chance = answer.likelihood
     return "" if chance is None else f"{100 * chance:.0f} %"
 
 

@@ -98,7 +98,7 @@ def application(*, hub: bool = False, work: Work | None = None) -> Starlette:
 
     def catalogue(find: Callable[[Mapping[str, Any]], dict[str, Any]]) -> Handler:
         async def answer(request: Request) -> Response:
-            return _answer(request, await made(request, lambda: _json(find(dict(pairs(request.url.query))))))
+            return _answer(request, await made(request, lambda: _json(find(dict(pairs(request.url.query, empty=True))))))
 
         return answer
 
@@ -158,7 +158,7 @@ async def _body(request: Request) -> bytes:
 
 def _asked(request: Request) -> dict[str, Any]:
     """The scenario in a query; what is no key of it is left for the scenario to refuse."""
-    values, rest = given(pairs(request.url.query))
+    values, rest = given(pairs(request.url.query, empty=True))
     return values | rest
 
 

@@ -14,7 +14,7 @@ from ...ledger import Item, Moment
 from ...methods import packed_as
 from ...optimizers.master import ZERO, ZERO_3
 from ...parallel.zero import ITEM, SOURCES, Zero
-from ...tape import Weight
+from ...tensors import Weight
 from ..job import Job
 
 if TYPE_CHECKING:

@@ -18,7 +18,8 @@ from ...ledger import Item, Moment
 from ...methods import Adapters, implied
 from ...ops.chunked import chunked_cross_entropy, held, split_cross_entropy
 from ...ops.lora import Adapter
-from ...tape import Tape, Weight
+from ...tape import Tape
+from ...tensors import Weight
 from ..job import Account, Job, release
 from .recipe import Framework, Recipe
 from .sharing import Shares
@@ -179,7 +180,7 @@ LITGPT = Framework(
     optimizer="adamw",
     loss="chunked",
     checkpointings=("none",),
-    shares={"fsdp": Shares(named="FSDP1", flat=True)},
+    shares={"fsdp": Shares(named="FSDP1", flat=True, prefetch=True)},
     global_batch=16,
     rank=8,
     targets=("q_proj", "v_proj"),

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from ...ledger import Item, Moment
-from ...tape import Tape, Weight
+from ...tape import Tape
+from ...tensors import Weight
 from .recipe import Recipe
 
 SOURCE = "transformers 5.23 core_model_loading.py, convert_and_load_state_dict_in_model"

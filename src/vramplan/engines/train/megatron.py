@@ -1,9 +1,10 @@
-"""Megatron: pre-training and full training with Megatron-LM's core, as Megatron-Bridge and NeMo run it too.
+"""Megatron: pre-training, full training and LoRA with Megatron-LM's core, as Megatron-Bridge and NeMo run it too.
 
 Weights and activations in bf16, gradients summed in fp32 in one buffer, fp32 masters and states, which the distributed optimizer spreads
 over data-parallel ranks; TransformerEngine's layers, which keep what torch's fused ones do; one kernel for gate, activation and product;
 attention without scores; logits and their softmax in parts of the vocabulary. Experts are whole on their ranks (Megatron's
-`expert_tensor_parallel_size` 1), the dispatcher is `alltoall`, and tokens fall evenly. What it does not know: FP8, LoRA, attention that is
+`expert_tensor_parallel_size` 1), the dispatcher is `alltoall`, and tokens
+fall evenly unless told. What it does not know: FP8, attention that is
 not fused, encoders, multi-token prediction, offload, overlap of communication, CUDA graphs, Megatron-FSDP, what torch's allocator reserves.
 """
 
@@ -25,6 +26,7 @@ from ...parallel.tensor import tensor_parallel
 from ...runs import Checkpointing
 from ...tape import Tape
 from ..job import Account, Device, Job
+from ..nccl import untold
 from .megatron_lora import RANK, bridged
 from .megatron_ranks import Ranks, asked, chunks_of
 from .megatron_recompute import recomputed
@@ -35,7 +37,7 @@ from .step import filled_in, form_of, walked, workspaces
 from .stepping import LOADED, TRAINING
 
 NAMES = ("megatron",)
-ABOUT = "full training with tensor, sequence, pipeline and expert parallelism and the distributed optimizer; not: FP8, LoRA"
+ABOUT = "full training and LoRA with tensor, sequence, pipeline and expert parallelism and the distributed optimizer; not: FP8"
 VERSION = "0.19"
 
 BF16 = ("bf16-master", "bf16-mixed", "bf16")
@@ -65,7 +67,7 @@ def account(job: Job) -> Account:
     s, one = job.scenario, _of_one(job)
     ranks = asked(s)
     _check(job, ranks)
-    recipe = read(one, _framework(str(job.model.config.get("model_type"))))
+    recipe = read(one, _framework(job))
     if recipe.adapters:
         recipe = replace(recipe, adapters=bridged(recipe.adapters, ranks, full=recipe.checkpointing == "full"))
     whole = walked(one, replace(recipe, length=tokens_of(recipe.length, ranks.mesh.context)))
@@ -96,8 +98,8 @@ def account(job: Job) -> Account:
             f"megatron {recipe.version}, a step after the first; bf16 weights with fp32 masters, gradients summed in {_gradients(job)}",
             *ranks.assumptions(),
             *(recipe.adapters.assumptions(whole.weights) if recipe.adapters else ()),
-            *_of_experts(tape),
-            "all sequences as long as the longest; what NCCL takes is not in it",
+            *_of_experts(tape, s.expert_imbalance),
+            "all sequences as long as the longest" + (f"; {untold(ranks.mesh.groups)}" if ranks.mesh.ranks > 1 else ""),
         ],
     )
 
@@ -105,7 +107,7 @@ def account(job: Job) -> Account:
 def _check(job: Job, ranks: Ranks) -> None:
     """Raise Unknown for what is not estimated, BadInput for what contradicts itself."""
     s = job.scenario
-    job.refuse("offload", "optimizer_in_backward", "ema", "checkpoint_every", "trained_modules")
+    job.refuse("offload", "optimizer_in_backward", "ema", "checkpoint_every", "trained_modules", "quantization")
     if s.attention == "eager":
         raise Unknown("attention 'eager': Megatron's own unfused attention is not estimated; leave it out, or say flash")
     if s.optimizer and named(s.optimizer) not in ("adamw", "adamw-fused"):
@@ -114,6 +116,8 @@ def _check(job: Job, ranks: Ranks) -> None:
         raise Unknown(f"optimizer_dtype {s.optimizer_dtype!r}: estimated for engine 'megatron' are fp32 and bf16")
     if s.recompute_modules and s.checkpointing not in (None, "selective"):
         raise BadInput(f"recompute_modules with checkpointing {s.checkpointing!r}: they are what selective recomputes")
+    if s.expert_imbalance and s.expert_imbalance < 1:
+        raise BadInput(f"expert_imbalance {s.expert_imbalance:g}: the fullest rank gets no fewer rows than ranks send; it is at least 1")
     if s.recompute_layers and s.checkpointing != "full":
         raise BadInput(f"recompute_layers {s.recompute_layers}: it is what checkpointing full recomputes; add that")
     if s.optimizer_dtype == "bf16" and not ranks.distributed:
@@ -135,9 +139,11 @@ def _full(job: Job, recipe: Recipe) -> Checkpointing | None:
     return replace(whole, first=job.scenario.recompute_layers or 0) if whole else None
 
 
-def _framework(model_type: str) -> Framework:
+def _framework(job: Job) -> Framework:
     """Megatron with the kernels that it has for a model: of Gemma 4's norms most are written out in torch's operators."""
-    kernels = replace(KERNELS, written_out=WRITTEN_OUT) if model_type.startswith("gemma4") else KERNELS
+    gemma = str(job.model.config.get("model_type")).startswith("gemma4")
+    imbalance = round(1000 * (job.scenario.expert_imbalance or 1))
+    kernels = replace(KERNELS, written_out=WRITTEN_OUT if gemma else frozenset(), imbalance=imbalance)
     return replace(MEGATRON, kernels=lambda recipe: kernels)
 
 
@@ -183,9 +189,11 @@ def _gradients(job: Job) -> str:
     return job.scenario.gradient_dtype or "fp32"
 
 
-def _of_experts(tape: Tape) -> list[str]:
-    some = any(weight.kind == "experts" for weight in tape.weights)
-    return ["experts: tokens fall evenly and none is dropped; expert_tensor_parallel_size 1, dispatcher alltoall"] if some else []
+def _of_experts(tape: Tape, imbalance: float | None) -> list[str]:
+    if not any(weight.kind == "experts" for weight in tape.weights):
+        return []
+    rows = f"{imbalance:g} rows come to a rank for each that it sends" if imbalance else "tokens fall evenly (expert_imbalance 1)"
+    return [f"experts: {rows} and none is dropped; expert_tensor_parallel_size 1, dispatcher alltoall"]
 
 
 def _loss(tape: Tape, recipe: Recipe) -> None:

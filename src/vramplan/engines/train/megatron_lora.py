@@ -12,16 +12,16 @@ from typing import Literal
 
 from ...dim import shape_label
 from ...errors import BadInput, Unknown, nearest
-from ...methods import Adapters
+from ...methods import Adapters, ends
 from ...ops.lora_parallel import Parallel
-from ...tape import Weight
+from ...tensors import Weight
 from .megatron_ranks import Ranks
 
 RANK = 32
 """Megatron-Bridge 0.6 `peft/lora.py`, LoRA.dim."""
 LAYERS: Mapping[str, tuple[str, ...]] = {
     "linear_qkv": ("q_proj", "k_proj", "v_proj", "qkv_proj", "query_key_value", "Wqkv", "c_attn"),
-    "linear_proj": ("o_proj", "out_proj", "dense"),
+    "linear_proj": ("o_proj", "self_attn.out_proj", "attention.dense", "self_attention.dense"),
     "linear_fc1": ("gate_proj", "up_proj", "gate_up_proj", "fc1", "c_fc", "dense_h_to_4h"),
     "linear_fc2": ("down_proj", "fc2", "dense_4h_to_h"),
 }
@@ -64,10 +64,9 @@ class Bridged(Adapters):
 
 def layer_of(module: str, weight: Weight) -> str:
     """Megatron's name for a layer of a checkpoint's, or nothing."""
-    last = module.rpartition(".")[2]
     if weight.tower is not None or weight.kind not in ("linear", "experts") or LATENT in shape_label(weight.shape[:1]):
         return ""
-    return next((layer for layer, names in LAYERS.items() if last == layer or last in names), "")
+    return next((layer for layer, names in LAYERS.items() if ends(module, (layer, *names))), "")
 
 
 def bridged(adapters: Adapters, ranks: Ranks, *, full: bool) -> Bridged:
@@ -88,12 +87,12 @@ def _layers(targets: str | tuple[str, ...]) -> frozenset[str]:
     if isinstance(targets, str):
         return frozenset(("linear_qkv", "linear_proj") if targets == "attention" else LAYERS)
     asked = {target.rpartition(".")[2] for target in targets}
-    for name in asked:
-        if name not in LAYERS and not any(name in names for names in LAYERS.values()):
-            known = [*LAYERS, *(name for names in LAYERS.values() for name in names)]
-            raise BadInput(f"lora.targets {name!r}: Megatron-Bridge has adapters for {', '.join(LAYERS)}{nearest(name, known)}")
+    named = {layer: {layer, *(name.rpartition(".")[2] for name in names)} for layer, names in LAYERS.items()}
+    known = set().union(*named.values())
+    for name in sorted(asked - known):
+        raise BadInput(f"lora.targets {name!r}: Megatron-Bridge has adapters for {', '.join(LAYERS)}{nearest(name, sorted(known))}")
     for whole, parts in (("linear_qkv", ("q_proj", "k_proj", "v_proj")), ("linear_fc1", ("gate_proj", "up_proj"))):
         some = [part for part in parts if part in asked]
         if some and len(some) < len(parts):
             raise BadInput(f"lora.targets {', '.join(some)}: Megatron has {', '.join(parts)} in one layer; name {whole} or all of them")
-    return frozenset(layer for layer, names in LAYERS.items() if layer in asked or asked & set(names))
+    return frozenset(layer for layer, names in named.items() if asked & names)

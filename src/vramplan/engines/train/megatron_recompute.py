@@ -10,7 +10,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from ...tape import Op, Tape
+from ...tape import Tape
+from ...tensors import Op
 
 PARTS = {
     "core_attn": r"\.attention$",

@@ -16,7 +16,8 @@ from ...parallel.schedule import SCHEDULES, Pass, delayed, passes
 from ...parallel.stage import stage_of
 from ...runs import Checkpointing
 from ...sweep import Peak, Sweep, sweep
-from ...tape import Tape, Weight
+from ...tape import Tape
+from ...tensors import Weight
 from ..lines import item_of_share
 from .megatron_ranks import Ranks
 from .step import pass_items
@@ -128,7 +129,9 @@ def _dummies(tapes: Iterable[Tape]) -> Item:
     for tape in tapes:
         joined: dict[tuple[int, int], list[tuple[int, ...]]] = {}
         for op in tape.ops:
-            joined.setdefault((op.region, id(op.reads[0].storage)), []).extend(w.shape for w in op.weights if w.trained and _gradient(w) == 0)
+            joined.setdefault((op.region, id(op.reads[0].storage)), []).extend(
+                w.shape for w in op.weights if w.trained and _gradient(w) == 0
+            )
         shapes |= {(sum(int(shape[0]) for shape in some), int(some[0][1])) for some in joined.values() if some}
     nbytes = 2 * sum(numel(shape) for shape in shapes)
     why = f"empty gradients of {len(shapes)} shapes of matrices, for autograd: the real ones are in the buffer"

@@ -16,17 +16,22 @@ from ...methods import Adapters, Full
 from ...optimizers.master import DEEPSPEED, Master
 from ...parallel.context import degree as context_of
 from ...runs import Checkpointing
-from ...tape import Op, Tape, Weight
+from ...tape import Tape
+from ...tensors import Op, Weight
 from ..job import MANY, Job
 from ..process import CUDA_CONTEXT
 from . import deepspeed
 from .adapters import adapters_of, base_of, method_of
 from .images import NO_IMAGES, Images, asked
 from .objectives.goal import Goal, aimed, trl
+from .offloaded import asked as offloaded
 from .sharing import ALONE, Shares, Sharing
 from .sharing import asked as shared
 
 FLOATS = {"fp32": 4, "bf16": 2, "fp16": 2}
+_SPLIT = ("virtual_pipeline", "pipeline_schedule", "pipeline_layers", "sequence_parallel")
+MEGATRON = (*_SPLIT, "recompute_modules", "recompute_layers", "expert_imbalance", "gradient_dtype")
+"""Keys of Megatron's own, which it reads before it comes here."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,12 +69,13 @@ class Framework:
     `kernels` gives the variants of the ops for a recipe, `kernel_sets` their names in a scenario. Not all train `encoders`. `optimizers`:
     what the names of some mean to it; one that `zeroes_gradients` keeps them from step to step. `context`: bytes of the CUDA context and
     where that is said. `losses` and `checkpointings` are the names that it knows: a loss is noted on the tape that the model has walked;
-    the ops whose outputs selective checkpointing keeps are named by `selective`; layers may be `compiled`; one that `offloads` sends
-    checkpointed layers' inputs to the host. With `wide_embeddings` 8-bit optimizers keep embeddings' states in fp32; one that `clips` does
-    so by default. `master` is its wrapper for fp32 master weights. `shares`: the ways in which several GPUs share a model, its own first;
-    these make a step of `global_batch` sequences by default (0: one pass). `splits`: keys of parallelism
-    within a model. `objectives`: whether TRL's trainers run on it. `adapts` makes the adapters its own; `stays` is what else is there from
-    one pass to the next. `assumes` says what was assumed beyond the recipe.
+    the ops whose outputs selective checkpointing keeps are named by `selective`; a checkpointed layer `stops` where backward needs no more;
+    layers may be `compiled`; one that `offloads` sends checkpointed layers' inputs to the host. With `wide_embeddings` 8-bit optimizers
+    keep embeddings' states in fp32; one that `clips` does so by default. `master` is its wrapper for fp32 master weights. `shares`: the
+    ways in which several GPUs share a model, its own first; these make a step of `global_batch` sequences by default (0: one pass).
+    `splits`: keys of parallelism within a model. `objectives`: whether TRL's trainers run on it; `loops`: whether users write loops of
+    their own around its models. `adapts` makes the adapters its own; `stays` is what else is there from one pass to the next. `assumes`
+    says what was assumed beyond the recipe.
     """
 
     name: str
@@ -90,6 +96,7 @@ class Framework:
     checkpointings: Sequence[str] = ("none", "full")
     offloads: bool = False
     selective: Callable[[Op], bool] | None = None
+    stops: bool = True
     compiled: bool = False
     rank: int = 16
     targets: str | tuple[str, ...] = "all-linear"
@@ -106,6 +113,7 @@ class Framework:
     global_batch: int = 0
     splits: Sequence[str] = ()
     objectives: bool = False
+    loops: bool = False
     assumes: Callable[[Recipe], Sequence[str]] = lambda recipe: ()
 
 
@@ -113,7 +121,7 @@ class Framework:
 class Recipe:
     """What a scenario means for a framework. `checkpointing` is `none`, `full` or `selective`; `every` k-th layer has it. `frozen` modules
     are left out of full training; `prepared` is PEFT's k-bit preparation; `compiled`: each layer by torch.compile; `context`
-    ranks share each sequence.
+    ranks share each sequence, `tensor` ranks each layer, and `expert` ranks the experts.
     """
 
     framework: Framework
@@ -137,6 +145,8 @@ class Recipe:
     sharing: Sharing = ALONE
     compiled: bool = False
     context: int = 1
+    tensor: int = 1
+    expert: int = 1
 
     @property
     def trains(self) -> Full | Adapters:
@@ -175,19 +185,23 @@ class Recipe:
         """How activations are checkpointed."""
         if self.checkpointing == "none":
             return None
+        stops = self.framework.stops
         if self.checkpointing == "selective" and self.framework.selective:
-            return Checkpointing(every=self.every, keeps=self.framework.selective, offloaded=self.offloaded)
-        return Checkpointing(every=self.every, offloaded=self.offloaded)
+            return Checkpointing(every=self.every, keeps=self.framework.selective, offloaded=self.offloaded, stops=stops)
+        return Checkpointing(every=self.every, offloaded=self.offloaded, stops=stops)
 
 
 def read(job: Job, framework: Framework) -> Recipe:
     """The scenario with defaults. Raises Unknown for what is not estimated, BadInput for what contradicts itself."""
     s = job.scenario
-    job.refuse(*(key for key in MANY if key not in ("offload", "gpu_count", *framework.splits)), "virtual_pipeline", "pipeline_schedule")
+    job.refuse(*(key for key in MANY if key not in ("offload", "gpu_count", *framework.splits)), *MEGATRON)
     if not framework.compiled:
         job.refuse("compile")
+    if not framework.loops:
+        job.refuse("loop")
     sharing = shared(job, framework.shares, framework.name)
     method = method_of(job, framework.methods, framework.name)
+    tensor = _tensor(job)
     goal = aimed(job, framework, method)
     framework = trl(framework, goal, job) if goal else framework
     framework = deepspeed.wrapped(job, framework, sharing) if sharing.stage else framework
@@ -211,7 +225,7 @@ def read(job: Job, framework: Framework) -> Recipe:
         passes=goal.passes if goal else s.gradient_accumulation or _passes(framework, sharing, s.micro_batch or 1),
         checkpointing=checkpointing,
         every=_every(job, checkpointing),
-        offloaded=_offloaded(job, checkpointing) or (framework.offloads and checkpointing == "full"),
+        offloaded=offloaded(job, framework, checkpointing),
         attention=kinds.get(s.attention or "", framework.attention),
         loss=_one_of("loss", s.loss, framework.loss, tuple(framework.losses), framework),
         optimizer=framework.optimizers.get(s.optimizer or "") or s.optimizer or framework.optimizer,
@@ -222,7 +236,9 @@ def read(job: Job, framework: Framework) -> Recipe:
         goal=goal,
         sharing=sharing,
         compiled=bool(s.compile),
-        context=context_of(s.context_parallel or 1, s.gpu_count or 1),
+        context=context_of(s.context_parallel or 1, s.gpu_count or 1, tensor),
+        tensor=tensor,
+        expert=s.expert_parallel or 1,
     )
     adapters = adapters_of(
         job,
@@ -267,16 +283,17 @@ def _passes(framework: Framework, sharing: Sharing, batch: int) -> int:
     return max(framework.global_batch // (batch * sharing.ranks), 1) if sharing.ranks > 1 else 1
 
 
+def _tensor(job: Job) -> int:
+    """Ranks that share each layer, as asked."""
+    asked, ranks = job.scenario.tensor_parallel or 1, job.scenario.gpu_count or 1
+    if ranks % asked:
+        near = max(n for n in range(1, min(asked, ranks) + 1) if ranks % n == 0)
+        raise BadInput(f"gpu_count {ranks}: tensor_parallel {asked} does not divide it; the nearest is {near}")
+    return asked
+
+
 def _every(job: Job, checkpointing: str) -> int:
     every = job.scenario.checkpoint_every
     if every and checkpointing == "none":
         raise BadInput(f"checkpoint_every {every}: nothing is checkpointed; add checkpointing full")
     return every or 1
-
-
-def _offloaded(job: Job, checkpointing: str) -> bool:
-    """Whether checkpointed layers' inputs go to the host."""
-    asked = "activations" in (job.scenario.offload or ())
-    if asked and checkpointing == "none":
-        raise BadInput("offload 'activations': what is offloaded are the inputs of checkpointed layers; add checkpointing full")
-    return asked

@@ -10,8 +10,10 @@ from ...formats import Scheme, weights_nbytes
 from ...ledger import Item, Moment
 from ...parallel.sharded import SOURCE as SHARDED
 from ...parallel.sharded import Sharding, Unit
+from ...parallel.sharded_experts import with_experts
 from ...parallel.zero import Zero
-from ...tape import Tape, Weight
+from ...tape import Tape
+from ...tensors import Weight
 from ..job import Job
 from . import deepspeed
 from .recipe import Recipe
@@ -43,7 +45,8 @@ def sharding_of(job: Job, recipe: Recipe, trained: Sequence[Weight], tied: bool)
             return PACKED_BYTES
         return computed if computed != gradient else recipe.size(weight)
 
-    return recipe.sharing.sharding(gathered, computed=computed, gradient=gradient, tied=tied)
+    sharding = recipe.sharing.sharding(gathered, computed=computed, gradient=gradient, tied=tied, adapters=bool(recipe.adapters))
+    return with_experts(sharding, recipe.expert) if sharding and recipe.expert > 1 else sharding
 
 
 def shared_items(recipe: Recipe, root: Unit, trained: Sequence[Weight]) -> list[Item]:
@@ -51,7 +54,7 @@ def shared_items(recipe: Recipe, root: Unit, trained: Sequence[Weight]) -> list[
     if recipe.sharing.shares:
         why, alive = "outside the layers: whole from the first op to the end of the backward pass", TRAINING - {Moment.STEP}
         return [Item(path=("gathered", "root"), nbytes=root.whole, alive=alive, why=why, source=SHARDED)]
-    if recipe.sharing.ranks == 1:
+    if recipe.sharing.copies == 1 or not recipe.sharing.buckets:
         return []
     nbytes = sum(weight.numel * recipe.gradient(weight) for weight in trained)
     why = "a second place for every gradient, from which it is reduced (gradient_as_bucket_view is off by default)"

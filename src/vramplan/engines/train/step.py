@@ -17,11 +17,15 @@ from ...errors import BadInput, Unknown
 from ...formats import Scheme, scheme, weights_nbytes
 from ...ledger import Item, Moment, ledger
 from ...parallel.context import context_parallel, tokens_of
+from ...parallel.expert import spread_experts
+from ...parallel.flat import Flat
+from ...parallel.sequence import sequence_parallel
 from ...parallel.sharded import SOURCE as SHARDED
 from ...parallel.sharded import Adds, Sharding, Unit
 from ...parallel.zero import Zero
 from ...sweep import Peak, Sweep, sweep
-from ...tape import Tape, Weight
+from ...tape import Tape
+from ...tensors import Weight
 from ...timeline import timeline
 from ...units import gib
 from ..job import Account, Job
@@ -31,6 +35,7 @@ from . import deepspeed
 from .adapters import check
 from .loading import loading
 from .objectives.passes import Beside, beside
+from .offloaded import all_saved, hosted
 from .recipe import Framework, Recipe, read
 from .shared import PACKED_BYTES, apart, scales, sharding_of, shared_items, shares_packed
 from .stepping import LOADED, TRAINING, Stepping
@@ -41,9 +46,9 @@ SWEPT = "the sweep of the tape, as torch's autograd engine runs it"
 def account(job: Job, framework: Framework) -> Account:
     """A steady step of `micro_batch` × `sequence_length` tokens."""
     recipe = read(job, framework)
-    tape = _tape(job, recipe)
+    tape = walked(job, recipe)
     trained = list({id(weight): weight for weight in tape.weights if weight.trained and weight.kind != "buffer"}.values())
-    form = _form(job, recipe)
+    form = form_of(job, recipe)
     sharding = sharding_of(job, recipe, trained, any(weight.tied for weight in tape.weights))
     mine = [sharding.part(w) for w in tape.weights] if sharding else tape.weights
     zero = sharding if isinstance(sharding, Zero) else None
@@ -53,9 +58,9 @@ def account(job: Job, framework: Framework) -> Account:
     passes = _passes(tape, recipe, stepping, sharding, root)
     waits = sharding and recipe.passes > 1 and recipe.sharing.shares and not recipe.sharing.shares.synced
     waiting = sharding.waiting(passes[-1].runs, root) if sharding and waits else 0
-    worst = _pass_items(passes[-1], gradients, recipe.passes > 1 or stepping.adds, waiting)
+    worst = pass_items(passes[-1], gradients, recipe.passes > 1 or stepping.adds, waiting)
     if waiting:
-        first = _pass_items(passes[0], gradients, False, 0)
+        first = pass_items(passes[0], gradients, False, 0)
         worst = max(worst, first, key=lambda items: ledger(items).peak()[1])
     extra = beside(job, recipe, tape, passes[-1], form)
     items = [
@@ -65,7 +70,7 @@ def account(job: Job, framework: Framework) -> Account:
         *worst,
         *(deepspeed.items(zero, tape.weights) if zero else shared_items(recipe, root, trained)),
         *scales(tape, recipe, form),
-        *_workspaces(job),
+        *workspaces(job),
         *framework.stays(tape, recipe),
         Item(path=("cuda context",), nbytes=framework.context[0], alive=LOADED, why="one process", source=framework.context[1]),
     ]
@@ -74,13 +79,13 @@ def account(job: Job, framework: Framework) -> Account:
     peak = ledger(items).peak()[1]
 
     def events() -> list[Event]:
-        return _events(job, tape, () if recipe.sharing.hosted else mine, recipe, form, stepping, passes, extra)
+        return _events(job, tape, mine, sharding, recipe, form, stepping, passes, extra)
 
     return Account(
         tape=tape,
         items=items,
         room=job.gpu.usable if job.gpu else None,
-        filled=_filled(recipe) if tape.caches else {**_filled(recipe), "head": tape.head},
+        filled=filled_in(recipe) if tape.caches else {**filled_in(recipe), "head": tape.head},
         facts={
             "trainable_parameters": sum(weight.numel for weight in trained),
             "peak_allocated": peak - framework.context[0] - extra.outside,
@@ -88,16 +93,16 @@ def account(job: Job, framework: Framework) -> Account:
             "first_step": _first_step(items, stepping) - framework.context[0] - extra.outside,
             "load_peak": sum(item.nbytes for item in items if Moment.LOAD in item.alive and item.path[0] in ("weights", "load")),
         },
-        events=events if extra.timed and not zero else None,
+        events=events if extra.timed and not zero and not tape.offloaded else None,
         outside=framework.context[0] + extra.outside,
         count=recipe.sharing.ranks,
-        host=host,
+        host=[*host, *hosted(tape, recipe, passes[0])],
         assumptions=_assumptions(recipe, tape),
         remarks=_remarks(stepping, passes),
     )
 
 
-def _tape(job: Job, recipe: Recipe) -> Tape:
+def walked(job: Job, recipe: Recipe) -> Tape:
     """The forward pass and the loss, on a tape that knows what trains."""
     mixed = recipe.mixed
     tape = Tape(
@@ -121,7 +126,11 @@ def _tape(job: Job, recipe: Recipe) -> Tape:
         raise Unknown(f"{job.model.id}: engine {recipe.framework.name!r} is estimated for decoders only, this model is an encoder")
     check(tape, recipe.trains, job.model.id, str(job.model.config.get("model_type")))
     recipe.framework.losses[recipe.loss](tape, recipe)
-    return context_parallel(tape, recipe.context)
+    if not any(shares and shares.outside for shares in recipe.framework.shares.values()):
+        tape.hold_to_the_end()
+    if recipe.offloaded and recipe.checkpointing == "none":
+        all_saved(tape, recipe, job)
+    return context_parallel(sequence_parallel(spread_experts(tape, recipe.expert), recipe.tensor), recipe.context)
 
 
 def _passes(tape: Tape, recipe: Recipe, stepping: Stepping, sharding: Sharding | Zero | None, root: Unit) -> list[Sweep]:
@@ -160,7 +169,7 @@ def _first_step(items: Iterable[Item], stepping: Stepping) -> int:
     )
 
 
-def _form(job: Job, recipe: Recipe) -> Scheme:
+def form_of(job: Job, recipe: Recipe) -> Scheme:
     """The number format of the base's weights."""
     plain = "fp32" if recipe.mixed.weights == 4 else "fp16" if recipe.precision.startswith("fp16") else "bf16"
     base = recipe.adapters.base if recipe.adapters else None
@@ -188,7 +197,7 @@ def _weights(job: Job, weights: Sequence[Weight], recipe: Recipe, form: Scheme) 
     return items
 
 
-def _pass_items(swept: Sweep, gradients: int, accumulates: bool, waiting: int) -> list[Item]:
+def pass_items(swept: Sweep, gradients: int, accumulates: bool, waiting: int) -> list[Item]:
     """Saved activations, transients and gradients at the peaks of forward, loss and backward, and the gradients at the step.
 
     With several GPUs whole gradients may be `waiting` for the last pass, which reduces them.
@@ -219,7 +228,7 @@ def _pass_items(swept: Sweep, gradients: int, accumulates: bool, waiting: int) -
     return items
 
 
-def _workspaces(job: Job) -> list[Item]:
+def workspaces(job: Job) -> list[Item]:
     """cuBLAS's, one for the thread of the forward pass and one for autograd's."""
     one = cublas(job.gpu, TRAINING)
     return [Item(path=one.path, nbytes=2 * one.nbytes, alive=TRAINING, why="two threads: forward and backward", source=one.source)]
@@ -229,6 +238,7 @@ def _events(
     job: Job,
     tape: Tape,
     weights: Sequence[Weight],
+    sharding: Sharding | Zero | None,
     recipe: Recipe,
     form: Scheme,
     stepping: Stepping,
@@ -237,23 +247,28 @@ def _events(
 ) -> list[Event]:
     """What torch's allocator is asked for, in order, in the first two steps, with what an objective has `extra`."""
 
-    def each(weight: Weight, nbytes: int) -> Iterable[int]:
-        return [nbytes // weight.repeats] * weight.repeats if nbytes else []
-
-    resident: list[int] = []
-    for weight in weights:
+    def one(weight: Weight) -> int:
+        """Bytes in one layer."""
         if weight.part == "adapters":
-            resident += each(weight, weight.numel * recipe.size(weight))
-        else:
-            resident += [block for share in weights_nbytes([weight], form) for block in each(weight, share.nbytes)] * (1 + extra.copies)
-    workspace = sum(item.nbytes for item in _workspaces(job)) // 2
+            return weight.numel * recipe.size(weight) // weight.repeats
+        if shares_packed(recipe, weight):
+            return int(weight.numel * PACKED_BYTES) // weight.repeats
+        return sum(share.nbytes for share in weights_nbytes([weight], form)) // weight.repeats
+
+    hosted = recipe.sharing.hosted
+    units = sharding.wrapped(weights, one) if isinstance(sharding, Flat) else ()
+    wrapped = [(tensors, 0 if hosted else part) for tensors, part in units]
+    lasting = [w for w in weights if not hosted and (w.kind == "buffer" or not isinstance(sharding, Flat))]
+    resident = [b for w in lasting for b in [one(w)] * w.repeats * (1 if w.part == "adapters" else 1 + extra.copies) if b]
     stays = [item.nbytes for item in recipe.framework.stays(tape, recipe) if item.alive >= TRAINING]
     resident += [*stepping.resident(), *stays, *(item.nbytes for item in scales(tape, recipe, form))]
-    states, step = ((), ()) if recipe.sharing.hosted else (stepping.states(), stepping.step()[1])
-    return timeline(resident, passes, states=states, step=step, between=extra.between, workspaces=(workspace, workspace))
+    states, step = ((), ()) if hosted else (stepping.states(), stepping.step()[1])
+    workspace = sum(item.nbytes for item in workspaces(job)) // 2
+    spaces = workspace, workspace
+    return timeline(resident, passes, states=states, step=step, between=extra.between, workspaces=spaces, wrapped=wrapped)
 
 
-def _filled(recipe: Recipe) -> dict[str, object]:
+def filled_in(recipe: Recipe) -> dict[str, object]:
     return {
         "engine_version": recipe.version,
         "method": recipe.method,
@@ -278,6 +293,8 @@ def _assumptions(recipe: Recipe, tape: Tape) -> list[str]:
     lines += recipe.sharing.assumptions(packed=bool(adapters and adapters.base), context=recipe.context)
     if tape.kernels.recurrence == "composed" and any(cache.side == "state" for cache in tape.caches):
         lines.append("delta rules and scans by torch's own operators: flash-linear-attention and mamba-ssm are not installed")
+    if tape.offloaded:
+        lines.append("activations go to host memory by TRL 1.16's activation_offloading; what torch reserves then is not told")
     lines.append("all sequences as long as the longest")
     return lines + recipe.images.said(tape)
 

@@ -13,7 +13,7 @@ from ...optimizers import Optimizer, optimizer
 from ...optimizers.clipping import SOURCE as CLIPPED
 from ...optimizers.clipping import clipping
 from ...optimizers.master import MASTER
-from ...tape import Weight
+from ...tensors import Weight
 from ...units import gib
 from ..job import Job
 from .recipe import FLOATS, Recipe
@@ -57,7 +57,11 @@ class Stepping:
     def adds(self) -> bool:
         """Whether a gradient is added to something that is there from the beginning of each step."""
         master = self.recipe.framework.master
-        return self.recipe.framework.zeroes_gradients or (bool(self.recipe.mixed.master) and (master.zeroed or not master.own))
+        return (
+            self.recipe.framework.zeroes_gradients
+            or self.recipe.sharing.views
+            or (bool(self.recipe.mixed.master) and (master.zeroed or not master.own))
+        )
 
     def temporary_of(self, weight: Weight) -> int:
         """Bytes that the step of one weight takes inside the backward pass."""
@@ -71,7 +75,7 @@ class Stepping:
     def resident(self) -> list[int]:
         """Bytes of what is there before the first step, beside the weights."""
         beside = [item.nbytes for item in (*self._master(), *self._average())]
-        if not self.recipe.framework.zeroes_gradients:
+        if not (self.recipe.framework.zeroes_gradients or self.recipe.sharing.views):
             return beside
         return [
             *beside,

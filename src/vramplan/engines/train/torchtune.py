@@ -18,7 +18,8 @@ from ...methods import Adapters, implied
 from ...ops.chunked import chunked_output_loss
 from ...ops.lora import Adapter
 from ...ops.loss import cross_entropy
-from ...tape import Tape, Weight
+from ...tape import Tape
+from ...tensors import Weight
 from ..job import Account, Job
 from .recipe import Framework, Recipe
 from .sharing import Shares

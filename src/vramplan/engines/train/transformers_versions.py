@@ -55,6 +55,8 @@ UNCOPIED: Release = (4, 56)
 """There too: queries, keys and values were made contiguous, head by head, before."""
 SHIFTED_LABELS: Release = (4, 49)
 """`loss/loss_utils.py` ForCausalLMLoss: labels are shifted since then, not logits."""
+FSDP2: Release = (5, 10)
+"""`training_args.py`: `fsdp_config["version"]` is 2 since then, before it was 1."""
 GROUPED_EXPERTS: Release = (5, 0)
 """`integrations/moe.py`: experts' matrices are one tensor and their products grouped since then; before, a loop ran over modules."""
 
@@ -113,7 +115,8 @@ CACHED_TABLES: Mapping[str, Release] = {
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Behaviour:
     """What a release does with a model type. `sdpa`: whether its class has it; `optimizer`: the Trainer's default; `optimizers`: what
-    other names meant; `zeroes`: gradients stay from one step to the next; `context`: the CUDA context, where it is not today's.
+    other names meant; `zeroes`: gradients stay from one step to the next; `context`: the CUDA context, where it is not today's; `fsdp`: the
+    Trainer's version of FSDP.
     """
 
     sdpa: bool
@@ -129,6 +132,7 @@ class Behaviour:
     context: tuple[int, str] | None
     softmax_keeps: Literal["output", "both"]
     padding_mask: Literal["needed", "always"]
+    fsdp: int
 
 
 def behaviour(version: str, model_type: str, *, trains: bool = True) -> Behaviour:
@@ -160,4 +164,5 @@ def behaviour(version: str, model_type: str, *, trains: bool = True) -> Behaviou
         context=EAGER_CONTEXT if number < TORCH_1_13 else None,
         softmax_keeps="both" if number < TORCH_1_11 else "output",
         padding_mask="always" if number < UNPADDED else "needed",
+        fsdp=1 if number < FSDP2 else 2,
     )

@@ -48,7 +48,7 @@
   function live(form) {
     let timer = 0, running = null;
     const place = document.getElementById("answer"), said = document.getElementById("said");
-    const ask = async () => {
+    const ask = async (moving) => {
       if (!form.isConnected) return;
       const query = asked(form);
       const before = new URLSearchParams(location.search).get("show");
@@ -74,7 +74,10 @@
         if (error.name !== "AbortError") location.assign("?" + query);
       }
     };
-    const soon = (wait, moving) => { clearTimeout(timer); timer = setTimeout(ask, wait, moving); };
+    let leaving = false;
+    const soon = (wait, moving) => { clearTimeout(timer); if (!leaving) timer = setTimeout(ask, wait, moving); };
+    form.addEventListener("submit", () => { leaving = true; clearTimeout(timer); running?.abort(); });
+    window.addEventListener("pageshow", () => { leaving = false; });
     form.addEventListener("input", (event) => event.target.type === "range" ? soon(30, true) : soon(250));
     form.addEventListener("change", () => soon(50));
     form.addEventListener("keydown", (event) => { if (event.key === "Enter" && event.target.tagName === "INPUT") { event.preventDefault(); soon(0); } });

@@ -100,6 +100,7 @@
     const main = document.querySelector("main");
     main.inert = true;
     leave();
+    const mine = stay;
     try {
       const made = await read(to, signal);
       if (!made || signal?.aborted) return;
@@ -110,7 +111,7 @@
     } catch (error) {
       if (!signal?.aborted) main.replaceChildren(element("p", { className: "lead" }, error.message));
     } finally {
-      main.inert = false;
+      if (stay === mine) main.inert = false;
     }
   }
 

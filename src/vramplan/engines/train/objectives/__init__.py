@@ -1,7 +1,7 @@
 """Objectives beyond plain training, as TRL's trainers run them on transformers: one file each, found by its `NAMES`.
 
-The trainers pad a batch to its longest sequence; all are taken as that long. Not known: padding masks, images, tools, a mixture's balancing
-loss, TRL before 1.16 (which made all logits), Liger's kernels.
+The trainers pad a batch to its longest sequence; all are taken as that long. Not known: padding masks, images, tools, TRL
+before 1.16 (which made all logits), Liger's kernels.
 """
 
 from __future__ import annotations

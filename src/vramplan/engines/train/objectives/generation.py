@@ -12,7 +12,8 @@ from ....dim import Dim, numel
 from ....errors import BadInput, Unknown
 from ....ledger import Item, Moment
 from ....sweep import forward_only
-from ....tape import Cache, Tape
+from ....tape import Tape
+from ....tensors import Cache
 from ...job import Job
 from ...lines import cache_items, text_caches
 from ..recipe import Recipe
@@ -46,9 +47,10 @@ def _phase(job: Job, recipe: Recipe, goal: Goal, autocast: int, *, tokens: int, 
 
     A layer's cache is copied as it grows, keys and values in turn. `generate` names the positions of each sequence, so that each has rotary
     tables of its own. The sampler has the logits (in fp32 where they leave autocast), their copy in fp32, the probabilities, and what
-    `multinomial` divides them by.
+    `multinomial` divides them by. After the prompts, experts that were one grouped product are computed another way.
     """
     size, kernels = recipe.mixed.compute, replace(recipe.framework.kernels(recipe), logits="last")
+    kernels = replace(kernels, experts="batched") if past and kernels.experts == "grouped" else kernels
     tape = Tape(Dim(goal.generated, "sequences"), Dim(tokens, "tokens"), past, size, kernels)
     tape.method, tape.autocast = recipe.trains, autocast
     job.walk(tape)

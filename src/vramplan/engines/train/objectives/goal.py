@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING
 from ....errors import BadInput, Unknown
 from ....kernels import Kernels
 from ....methods import ADAPTERS, packed_as
+from ....ops.balance import balance
 from ....scenario import Scenario
 from ....tape import Tape
 from ...job import Job
 from . import TRL, Objective, objective
 from .grpo import GROUP
+from .routers import balanced
 
 if TYPE_CHECKING:
     from ..recipe import Framework, Recipe
@@ -135,12 +137,9 @@ def trl(framework: Framework, goal: Goal, job: Job) -> Framework:
         return replace(framework.kernels(recipe), dropout=goal.objective.dropout)
 
     def ends(tape: Tape, recipe: Recipe) -> None:
-        if goal.objective.balances and any(weight.kind == "experts" for weight in tape.weights):
-            raise Unknown(
-                f"objective {goal.objective.name!r} of {job.model.id}: TRL adds a loss over the routers of a mixture of experts, "
-                "whose tensors are not estimated; objectives sft, orpo and reward are"
-            )
         goal.objective.end(tape, goal.scored)
+        if goal.objective.balances and balanced(job.model.config, job.model.id):
+            balance(tape)
 
     def assumes(recipe: Recipe) -> list[str]:
         lengths = f"of {goal.length:,} tokens each, the last {goal.scored:,} are the completion"

@@ -62,7 +62,8 @@ def beside(job: Job, recipe: Recipe, tape: Tape, swept: Sweep, form: Scheme) -> 
         return Beside(items=[*items, *pool], copies=copies, outside=lasting, timed=goal.generation != "vllm-sleep")
     if goal.reference not in ("model", "adapter-off"):
         return Beside(items=items, copies=copies)
-    between = forward_only(tape if not recipe.adapters else _reference(job, recipe, goal))
+    alike = not recipe.adapters and not tape.ops[-1].name.endswith("balance")
+    between = forward_only(tape if alike else _reference(job, recipe, goal))
     saved = "what the policy's forward pass, which ran before, keeps for backward"
     why = f"in the reference's forward pass, where most is alive: at {between.forward.where}"
     for path, nbytes, text in (("saved activations",), swept.saved, saved), (("activations", "reference"), between.forward.nbytes, why):
@@ -80,7 +81,10 @@ def _copy(goal: Goal, tape: Tape, form: Scheme) -> list[Item]:
 
 
 def _reference(job: Job, recipe: Recipe, goal: Goal) -> Tape:
-    """The forward pass without adapters. Weights of a model of its own are marked as trained, so that autocast caches their copies."""
+    """The forward pass without adapters, nor what balances routers.
+
+    Weights of a model of its own are marked as trained, so that autocast caches their copies.
+    """
     base = recipe.adapters.base if recipe.adapters else None
     method = Full() if goal.reference == "model" and base is None else Frozen(base=base)
     tape = Tape(Dim(recipe.batch, "batch"), Dim(recipe.length, "tokens"), 0, recipe.mixed.compute, recipe.framework.kernels(recipe))
