@@ -115,7 +115,7 @@ def _before(runs: Runs, number: int) -> Iterable[Run]:
 def _late(run: Run, earlier: Iterable[Run], keeping: bool) -> list[Tensor]:
     """Tensors of earlier pieces that are there when `run` begins, beside what backward needs, the first layer's input among that."""
     there = [one for one in (*earlier, run) if keeping and not one.offloaded]
-    kept = {id(one.entry.follows) for one in there if one.checkpointed or one.keeps(one.entry)}
+    kept = {id(one.entry.follows) for one in there if one.checkpointed or (one.keeps(one.entry) and not one.entry.spared)}
     some = [t for piece in earlier for t in piece.own if t.last >= run.first and id(t) not in kept]
     return [t for t in some if not (t.cached or (keeping and t.saved))]
 
