@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from ..dim import Dim, numel
 from ..tape import Tape
 from ..tensors import Tensor
@@ -51,54 +53,78 @@ def attention(
     q, k, v = (lowered(t, x, f"{name}.{side}") for x, side in ((q, "q"), (k, "k"), (v, "v")))
     if t.kernels.layout == "dense":
         q, k, v = (x if x.base is None else _copied(t, x, f"{name}.{side}") for x, side in ((q, "q"), (k, "k"), (v, "v")))
-    b, s = q.shape[0], q.shape[1]
-    own = k.shape[1]
-    keys = _keys(t, own, window) if past and t.past else own
-    d, dv = q.shape[2] // heads, v.shape[2] // kv_heads
-    seen = min(keys, window) if window else keys
-    flops = 2 * int(b) * int(heads) * int(s) * int(seen) * (int(d) + int(dv))
-    out = (b, s, Dim(heads) * dv if not isinstance(heads, Dim) else heads * dv)
-    square = (b, heads, s, keys)
-    if t.kernels.attention == "inplace":
-        where = t.tensor(f"{name}.mask", (s, keys), itemsize=4)
-        scores = t.op(f"{name}.scores", (q, k), square, itemsize=4, extra=(where,))
-        return t.op(name, (scores, where, v), out, flops=flops)
-    grouped = kv_heads != heads
-    if broadcast and grouped and t.kernels.attention == "sdpa" and t.kernels.frames == "held" and t.kernels.kv != "expanded":
+    keys = _keys(t, k.shape[1], window) if past and t.past else k.shape[1]
+    of = Sizes(q.shape[0], q.shape[1], keys, heads, kv_heads, q.shape[2] // heads, v.shape[2] // kv_heads)
+    flops = of.flops(min(keys, window) if window else keys)
+    kernel = t.kernels.attention
+    if kernel == "inplace":
+        where = t.tensor(f"{name}.mask", (of.tokens, keys), itemsize=4)
+        scores = t.op(f"{name}.scores", (q, k), of.square, itemsize=4, extra=(where,))
+        return t.op(name, (scores, where, v), of.out, flops=flops)
+    if broadcast and of.grouped and kernel == "sdpa" and t.kernels.frames == "held" and t.kernels.kv != "expanded":
         return math_attention(t, q, k, v, heads=heads, kv_heads=kv_heads, keys=Dim(keys), name=name)
-    if t.kernels.attention == "flash" or (t.kernels.attention == "sdpa" and sdpa):
-        if t.kernels.attention == "flash":
+    if kernel == "flash" or (kernel == "sdpa" and sdpa):
+        if kernel == "flash":
             mask = None
-        elif mask is None and masked and _needs_mask(t, s, keys, window):
-            mask = t.shared(f"{name}.mask {window}", (Dim(1), s, keys), itemsize=1)
-        copied = t.kernels.kv == "expanded" or (kv_heads != 1 if mask or t.kernels.kv == "repeated" else q.itemsize == 4)
+        elif mask is None and masked and _needs_mask(t, of.tokens, keys, window):
+            mask = t.shared(f"{name}.mask {window}", (Dim(1), of.tokens, keys), itemsize=1)
         by_head = t.kernels.rope == "concatenated" or (by_head and t.kernels.rope != "stacked")
-        if grouped and copied and t.kernels.attention == "sdpa":
-            k, v = (_repeated(t, x, (b, keys, heads, width), f"{name}.{side}") for x, width, side in ((k, d, "k"), (v, dv, "v")))
-        elif grouped and mask and k is not given:
-            k = _repeated(t, k, (b, keys, heads, d), f"{name}.k")  # autocast's copy of a view that stands for all heads
-        lse = t.tensor(f"{name}.lse", (b, heads, s), itemsize=4)
-        kv = int(k.shape[2]) // int(d) if len(k.shape) == 3 else int(heads)
-        sizes = {"batch": b, "heads": heads, "kv_heads": kv, "tokens": s, "keys": keys, "head_dim": d, "itemsize": q.itemsize}
-        taken = attention_backward(**sizes, masked=mask is not None)
-        added = (_added(t, mask, b, q.itemsize, name),) if mask else ()
-        kept = (q, k, v, lse, *added)
-        y = t.op(name, (q, k, v), out, itemsize=q.itemsize, flops=flops, saves=kept, saves_out=True, extra=(lse,), backward_workspace=taken)
-        by_head = by_head or (t.kernels.layout == "by head" and t.kernels.attention == "sdpa")
-        return t.op(f"{name}.by_token", (y,), out, itemsize=y.itemsize) if by_head and t.kernels.frames == "held" else y
-    with t.module("", q, k, v):
-        q, k, v = (_dense(t, x, f"{name}.{side}") for x, side in ((q, "q"), (k, "k"), (v, "v")))
-        if grouped:
-            k, v = (_repeated(t, x, (b, keys, heads, width), f"{name}.{side}") for x, width, side in ((k, d, "k"), (v, dv, "v")))
-        if mask is None and masked:
-            mask = t.shared(f"{name}.mask {window or ''}", (b, s, keys))
-        elif mask is None and t.kernels.padding_mask == "always":
-            mask = t.shared(f"{name}.padding", (b, Dim(1), keys))
-        probabilities = _probabilities(t, q, k, square, mask, wide if upcast and not sinks else 0, capped, sinks, name)
-        if t.repeated is not None:
-            t.frames[-3].append(probabilities)  # the module returns it too, and the layer names it `_` until its own end
-        entry = lowered(t, probabilities, f"{name}.probabilities")
-        return t.op(name, (entry, v), out, itemsize=v.itemsize, flops=2 * numel(square) * int(dv), saves=(entry, v))
+        return _fused(t, q, k, v, of, mask, flops=flops, view=k is given, by_head=by_head, name=name)
+    hidden = f"{name}.mask {window or ''}" if masked else f"{name}.padding" if t.kernels.padding_mask == "always" else None
+    return _eager(t, q, k, v, of, mask, hidden, wide if upcast and not sinks else 0, capped, sinks, name)
+
+
+class Sizes(NamedTuple):
+    """Of one attention: `heads` of queries over `kv_heads` of keys and values."""
+
+    batch: int
+    tokens: int
+    keys: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    value_dim: int
+
+    @property
+    def grouped(self) -> bool:
+        """Whether several heads of queries share keys and values."""
+        return self.kv_heads != self.heads
+
+    @property
+    def square(self) -> tuple[int, ...]:
+        """The scores: [b, heads, s, keys]."""
+        return self.batch, self.heads, self.tokens, self.keys
+
+    @property
+    def out(self) -> tuple[int, ...]:
+        """What comes of it: [b, s, heads·dv]."""
+        heads = self.heads if isinstance(self.heads, Dim) else Dim(self.heads)
+        return self.batch, self.tokens, heads * self.value_dim
+
+    def flops(self, seen: int) -> int:
+        """Of both products, where a token sees so many keys."""
+        return 2 * int(self.batch) * int(self.heads) * int(self.tokens) * int(seen) * (int(self.head_dim) + int(self.value_dim))
+
+
+def _fused(
+    t: Tape, q: Tensor, k: Tensor, v: Tensor, of: Sizes, mask: Tensor | None, *, flops: int, view: bool, by_head: bool, name: str
+) -> Tensor:
+    """One kernel, which keeps the log-sum-exp: flash, or sdpa's; keys are a `view` where autocast made no copy of them."""
+    sdpa = t.kernels.attention == "sdpa"
+    copied = t.kernels.kv == "expanded" or (of.kv_heads != 1 if mask or t.kernels.kv == "repeated" else q.itemsize == 4)
+    if of.grouped and copied and sdpa:
+        k, v = _all_heads(t, k, v, of, name)
+    elif of.grouped and mask and not view:
+        k = _repeated(t, k, (of.batch, of.keys, of.heads, of.head_dim), f"{name}.k")  # autocast's copy of a view that stands for all heads
+    lse = t.tensor(f"{name}.lse", (of.batch, of.heads, of.tokens), itemsize=4)
+    sizes = {"batch": of.batch, "heads": of.heads, "tokens": of.tokens, "keys": of.keys, "head_dim": of.head_dim, "itemsize": q.itemsize}
+    kv_heads = int(k.shape[2]) // int(of.head_dim) if len(k.shape) == 3 else int(of.heads)
+    taken = attention_backward(**sizes, kv_heads=kv_heads, masked=mask is not None)
+    added = (_added(t, mask, of.batch, q.itemsize, name),) if mask else ()
+    kept = (q, k, v, lse, *added)
+    y = t.op(name, (q, k, v), of.out, itemsize=q.itemsize, flops=flops, saves=kept, saves_out=True, extra=(lse,), backward_workspace=taken)
+    by_head = by_head or (t.kernels.layout == "by head" and sdpa)
+    return t.op(f"{name}.by_token", (y,), of.out, itemsize=y.itemsize) if by_head and t.kernels.frames == "held" else y
 
 
 def _keys(t: Tape, own: int, window: int | None) -> Dim:
@@ -140,6 +166,40 @@ def _added(t: Tape, mask: Tensor, batch: int, itemsize: int, name: str) -> Tenso
         mask = t.op(f"{name}.bias", (mask,), (batch, s, keys), itemsize=itemsize)
     wide = -(-int(keys) // 16) * 16
     return mask if wide == keys else t.op(f"{name}.padded_bias", (mask,), (mask.shape[0], s, wide), itemsize=itemsize)
+
+
+def _eager(
+    t: Tape,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    of: Sizes,
+    mask: Tensor | None,
+    hidden: str | None,
+    wide: int,
+    capped: bool,
+    sinks: bool,
+    name: str,
+) -> Tensor:
+    """transformers' eager_attention_forward; where no mask is given, that called `hidden`, of tokens or padding, which all layers share."""
+    with t.module("", q, k, v):
+        q, k, v = (_dense(t, x, f"{name}.{side}") for x, side in ((q, "q"), (k, "k"), (v, "v")))
+        if of.grouped:
+            k, v = _all_heads(t, k, v, of, name)
+        if mask is None and hidden:
+            rows = Dim(1) if hidden.endswith(".padding") else of.tokens
+            mask = t.shared(hidden, (of.batch, rows, of.keys))
+        probabilities = _probabilities(t, q, k, of.square, mask, wide, capped, sinks, name)
+        if t.repeated is not None:
+            t.frames[-3].append(probabilities)  # the module returns it too, and the layer names it `_` until its own end
+        entry = lowered(t, probabilities, f"{name}.probabilities")
+        return t.op(name, (entry, v), of.out, itemsize=v.itemsize, flops=2 * numel(of.square) * int(of.value_dim), saves=(entry, v))
+
+
+def _all_heads(t: Tape, k: Tensor, v: Tensor, of: Sizes, name: str) -> tuple[Tensor, Tensor]:
+    """Keys and values of all heads."""
+    shape = of.batch, of.keys, of.heads
+    return _repeated(t, k, (*shape, of.head_dim), f"{name}.k"), _repeated(t, v, (*shape, of.value_dim), f"{name}.v")
 
 
 def _repeated(t: Tape, x: Tensor, shape: tuple[int, ...], name: str) -> Tensor:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from functools import partial
 
-from ..dim import Dim, numel
+from ..dim import Dim
 from ..tape import Tape
 from ..tensors import Tensor, Weight
 from .linear import linear
-from .lora import merged
 from .moe_batched import batched
 from .moe_dispatched import dispatched
+from .moe_grouped import adapted, grouped
 from .moe_looped import looped
 from .moe_reordered import reordered
 
@@ -46,43 +46,51 @@ def experts(
     `up` names the matrices [ffn, hidden] before the activation (two where it is gated), `down` the one after it, as the checkpoint names
     them, `{e}` standing for the expert (`fused_up`: one matrix [2·ffn, hidden]; `transposed`: stored as [in, out]). Working set, in rows of
     b·s·top_k: the permuted input, gate and up, their product, the output, as in vLLM's fused_moe (`fused_experts_impl`: three intermediate
-    caches). Python's modules (frames `held`) make more: see `_grouped`, which `normalised` and `fp32_weights` are for, and `looped`.
+    caches). Python's modules (frames `held`) make more: see `grouped`, which `normalised` and `fp32_weights` are for, and `looped`.
     What runs `beside` them has its place within `reordered`, which adds it; else the caller does.
     """
-    hidden = x.shape[-1]
-    ffn = Dim(int(ffn)) if t.kernels.experts == "dispatched" else ffn  # a rank has whole experts, whatever else is split
+    hidden, kind = x.shape[-1], t.kernels.experts
+    ffn = Dim(int(ffn)) if kind == "dispatched" else ffn  # a rank has whole experts, whatever else is split
     rows = x.shape[0] * x.shape[1] * Dim(top_k, "top_k")
     gates = 2 if fused_up else len(up)
-    if t.kernels.frames == "held" and t.kernels.experts == "looped":
+    held = t.kernels.frames == "held"
+    wide = fp32_weights or kind == "reordered"
+    weighted = partial(_weights, t, probabilities, top_k, normalised=normalised, itemsize=4 if wide else t.itemsize)
+    if held and kind == "looped":
         weighting = _weights(t, probabilities, top_k, normalised=normalised, itemsize=t.itemsize)
         return looped(t, x, weighting, ffn=ffn, n_experts=n_experts, top_k=top_k, up=up, down=down)
-
-    def matrix(name: str, out: int, width: int) -> None:
-        shape = (width, out) if transposed else (out, width)
-        t.weight(name, shape, "experts", copies=n_experts, active=top_k)
-        if bias:
-            t.weight(_bias(name), (out,), "experts", copies=n_experts, active=top_k)
-
-    first = len(t.weights)
-    for name in up:
-        matrix(name, 2 * ffn if fused_up else ffn, hidden)
-    middle = len(t.weights)
-    matrix(down, hidden, ffn)
-    ups, downs = tuple(t.weights[first:middle]), tuple(t.weights[middle:])
-
-    flops = 2 * int(rows) * int(hidden) * int(ffn)
-    if t.kernels.experts == "dispatched":
+    matrix = partial(_matrix, t, bias=bias, transposed=transposed, copies=n_experts, active=top_k)
+    ups = tuple(weight for name in up for weight in matrix(name, 2 * ffn if fused_up else ffn, hidden))
+    downs = matrix(down, hidden, ffn)
+    if kind == "dispatched":
         return dispatched(t, x, probabilities, rows=rows, ffn=ffn, gates=gates, ups=ups, downs=downs)
-    if t.kernels.frames == "held":
-        wide = fp32_weights or t.kernels.experts == "reordered"
-        weighting = _weights(t, probabilities, top_k, normalised=normalised, itemsize=4 if wide else t.itemsize)
-        if t.kernels.experts == "reordered":
-            return reordered(t, x, weighting, rows=rows, ffn=ffn, n_experts=n_experts, ups=ups, downs=downs, beside=beside)
-        if t.kernels.experts == "batched":
-            first_sum = adapted(t, "gate_up_proj", (n_experts, gates * ffn, hidden), ups)
-            sums = (*first_sum, *adapted(t, "down_proj", (n_experts, hidden, ffn), downs))
-            return batched(t, x, weighting, ffn=ffn, gates=gates, ups=ups, downs=downs, sums=sums)
-        return _grouped(t, x, weighting, rows, ffn, gates, ups, downs, n_experts)
+    if held and kind == "reordered":
+        return reordered(t, x, weighted(), rows=rows, ffn=ffn, n_experts=n_experts, ups=ups, downs=downs, beside=beside)
+    if held and kind == "batched":
+        weighting = weighted()
+        first_sum = adapted(t, "gate_up_proj", (n_experts, gates * ffn, hidden), ups)
+        sums = (*first_sum, *adapted(t, "down_proj", (n_experts, hidden, ffn), downs))
+        return batched(t, x, weighting, ffn=ffn, gates=gates, ups=ups, downs=downs, sums=sums)
+    if held:
+        return grouped(t, x, weighted(), rows=rows, ffn=ffn, gates=gates, n_experts=n_experts, ups=ups, downs=downs)
+    return _fused(t, x, probabilities, rows, ffn, gates, ups, downs)
+
+
+def _matrix(t: Tape, name: str, out: int, width: int, *, bias: bool, transposed: bool, copies: int, active: int) -> tuple[Weight, ...]:
+    """A matrix of every expert, of which a token visits `active`, and its bias; with what training copies of them."""
+    first = len(t.weights)
+    t.weight(name, (width, out) if transposed else (out, width), "experts", copies=copies, active=active)
+    if bias:
+        t.weight(_bias(name), (out,), "experts", copies=copies, active=active)
+    return tuple(t.weights[first:])
+
+
+def _fused(
+    t: Tape, x: Tensor, probabilities: Tensor, rows: Dim, ffn: int, gates: int, ups: tuple[Weight, ...], downs: tuple[Weight, ...]
+) -> Tensor:
+    """An engine's kernels: one that has workspaces of its own, or three tensors between its steps."""
+    hidden = x.shape[-1]
+    flops = 2 * int(rows) * int(hidden) * int(ffn)
     if t.kernels.experts == "workspaces":
         return t.op("experts.fused", (x, probabilities), x.shape, weights=(*ups, *downs), flops=(gates + 1) * flops)
     permuted = t.op("experts.permute", (x, probabilities), (rows, hidden))
@@ -104,86 +112,6 @@ def _weights(t: Tape, probabilities: Tensor, top_k: int, *, normalised: bool, it
         total = t.op("experts.total", (weights,), (b, s, 1), itemsize=4, saves_out=True)
         weights = t.op("experts.normalised", (weights, total), weights.shape, itemsize=4)
     return weights if itemsize == 4 else t.op("experts.weights", (weights,), weights.shape, itemsize=itemsize)
-
-
-def _grouped(
-    t: Tape,
-    x: Tensor,
-    weights: Tensor,
-    rows: Dim,
-    ffn: int,
-    gates: int,
-    ups: tuple[Weight, ...],
-    downs: tuple[Weight, ...],
-    n_experts: int,
-) -> Tensor:
-    """transformers' `grouped_mm_experts_forward` (5.23 `integrations/moe.py`): [b, s, hidden] -> [b, s, hidden].
-
-    Backward keeps three orders of the rows (int64), the experts' offsets (int32), the permuted input, gate and up, the activated gate, the
-    product, the output and its weights. The frame holds the permuted input, the output and the orders; the weighted output has the weights'
-    precision.
-    """
-    hidden, size = x.shape[-1], x.itemsize
-    flops = 2 * int(rows) * int(hidden) * int(ffn)
-    with t.module("", x, weights):
-        ids = t.hold(t.op("experts.ids", (weights,), (rows,), itemsize=8))
-        order = t.hold(t.op("experts.order", (ids,), (rows,), itemsize=8, saves_out=True))
-        bins = t.hold(t.op("experts.bins", (ids,), (rows,), itemsize=4))
-        counts = t.hold(t.op("experts.counts", (bins,), (n_experts,), itemsize=4))
-        offsets = t.hold(t.op("experts.offsets", (counts,), (n_experts,), itemsize=4))
-        source = t.op("experts.source", (order,), (rows,), itemsize=8, saves_out=True)
-        permuted = t.hold(t.op("experts.permute", (x, source), (rows, hidden), itemsize=size))
-        share = t.hold(t.op("experts.share", (weights, order), (rows, 1), itemsize=weights.itemsize))
-        up = adapted(t, "gate_up_proj", (n_experts, gates * ffn, hidden), ups)
-        raised = t.op(
-            "experts.up",
-            (permuted, offsets, *up),
-            (rows, gates * ffn),
-            itemsize=size,
-            weights=ups,
-            flops=gates * flops,
-            saves=(*needed(permuted, ups, up), offsets, *up),
-            always=True,
-        )
-        acted = t.op("experts.act", (raised,), (rows, ffn), itemsize=size, saves=(raised,))
-        if gates == 2:
-            acted = t.op("experts.gated", (acted, raised), (rows, ffn), itemsize=size, saves=(acted, raised))
-        down = adapted(t, "down_proj", (n_experts, hidden, ffn), downs)
-        lowered = t.op(
-            "experts.down",
-            (acted, offsets, *down),
-            (rows, hidden),
-            itemsize=size,
-            weights=downs,
-            flops=flops,
-            saves=(*needed(acted, downs, down), *down),
-            always=True,
-        )
-        t.hold(lowered)
-        wide = max(size, share.itemsize)
-        doubled = numel((rows, hidden)) * wide if share.grad else 0  # the share's gradient, before it is summed
-        saves = (lowered, share)
-        weighted = t.op("experts.weighted", saves, (rows, hidden), itemsize=wide, saves=saves, backward_workspace=doubled)
-        back = t.hold(t.op("experts.back", (order,), (rows,), itemsize=8, saves_out=True))
-        restored = t.hold(t.op("experts.restore", (weighted, back), (rows, hidden), itemsize=wide))
-        summed = t.op("experts.combine", (restored,), x.shape, itemsize=wide)
-        return summed if wide == size else t.op("experts.cast", (summed,), x.shape, itemsize=size)
-
-
-def needed(x: Tensor, weights: tuple[Weight, ...], sums: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """`x`, where the matrices that it is multiplied with get a gradient, or their sums with adapters do."""
-    return (x,) if sums or any(weight.trained for weight in weights) else ()
-
-
-def adapted(t: Tape, module: str, shape: tuple[int, int, int], weights: tuple[Weight, ...]) -> tuple[Tensor, ...]:
-    """The matrices of all experts with the training method's adapter added, where it has one; held until the experts return.
-
-    Two matrices in one have an adapter of twice the rank. Source: PEFT 0.21 `utils/transformers_weight_conversion.py`.
-    """
-    matrices = [weight for weight in weights if len(weight.shape) == 2]
-    adapters = [t.method.adapter(weight.name.removesuffix(".weight"), weight) if t.method else None for weight in matrices]
-    first = adapters[0]
-    return () if first is None else (t.hold(merged(t, module, shape, replace(first, rank=first.rank * len(matrices)))),)
 
 
 def _bias(name: str) -> str:
