@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from time import process_time
 from typing import Any
 
 import pytest
@@ -124,14 +123,6 @@ def test_at_hand() -> None:
 def test_wrong_wishes(given: dict[str, Any], says: str) -> None:
     with pytest.raises(BadInput, match=says):
         buy(LLAMA, **given)
-
-
-def test_the_whole_catalogue_within_a_second() -> None:
-    """Twice what it takes on a slow machine."""
-    buy(SMALL, at_hand={"rtx-4090": 1})
-    start = process_time()
-    buy(LLAMA, context_length=8192, sequences=8)
-    assert process_time() - start < 2
 
 
 def test_the_command(run: Run) -> None:

@@ -73,8 +73,8 @@ def test_what_ran_out_of_memory_was_not_called_likely_to_fit() -> None:
 
 
 def test_verdicts_of_which_it_is_sure_are_right() -> None:
-    """Of the facts of which it is at least nine in ten sure; wrong are Unsloth's, recorded at the very limit."""
+    """Of the facts of which it is at least nine in ten sure."""
     sure = [(id, fitted, answer) for id, fitted, answer in facts() if not 0.1 < (answer.likelihood or 0) < 0.9]
     wrong = {id for id, fitted, answer in sure if fitted != ((answer.likelihood or 0) >= 0.9)}
     assert len(sure) >= 16
-    assert wrong <= {"unsloth-ctx-l33-70b-48-unsloth", "unsloth-ctx-l33-70b-80-unsloth"}
+    assert wrong == set()

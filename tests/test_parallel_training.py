@@ -43,8 +43,9 @@ def split(row: dict[str, Any]) -> bool:
 
 @pytest.mark.parametrize("row", ROWS, ids=name)
 def test_a_rank_takes_what_torchtitan_takes(row: dict[str, Any]) -> None:
-    """In layers that are split, and where layers take most, within 2 %: fake tensors' gradients are summed in new ones, a GPU's are not."""
-    assert peak(**row["scenario"]) == pytest.approx(row["peak"], rel=0.02 if split(row) else 0.002)
+    """Never lower; up to 1.7 % higher in long sequences that are split, whose rotary table is counted twice within a layer."""
+    error = peak(**row["scenario"]) / row["peak"] - 1
+    assert -0.002 <= error <= (0.017 if split(row) else 0.002), error
 
 
 def test_there_are_enough_steps_and_most_are_exact() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from time import process_time
 from typing import Any
 
 import pytest
@@ -113,12 +112,8 @@ def test_wishes_that_contradict_themselves(given: dict[str, Any], says: str) -> 
         plan(LLAMA, **given)
 
 
-def test_it_answers_within_a_second_and_decides_thousands_of_scenarios() -> None:
-    """Twice what it takes on a slow machine; the figures are in docs/benchmarks.md."""
-    plan(LLAMA, task="train", gpu="rtx-4090")
-    start = process_time()
+def test_most_of_what_is_searched_is_decided_without_an_estimate() -> None:
     found = plan(LLAMA, gpu="rtx-4090", context_length=8192)
-    assert process_time() - start < 2
     assert found.points > 10 * found.made
 
 
