@@ -191,14 +191,7 @@ REMEDIES: tuple[Remedy, ...] = (
         name="fewer sequences", kind="more", task="infer", gives_up="sequences at once",
         changes=lambda s: _smaller("sequences", s.sequences),
     ),
-    Remedy(
-        name="more GPUs", kind="more", task="train", gives_up="money",
-        changes=_gpus,
-    ),
-    Remedy(
-        name="more GPUs", kind="more", task="infer", gives_up="money",
-        changes=_gpus,
-    ),
+    *(Remedy(name="more GPUs", kind="more", task=task, gives_up="money", changes=_gpus) for task in ("train", "infer")),
 )  # fmt: skip
 
 
